@@ -1,0 +1,195 @@
+"""The whole exception tree, and who acts on each branch.
+
+    Gp4uError
+      BadInput                 a value is out of bounds; names field, value, bound
+        UnknownGpu             no such GPU model; carries the nearest names
+        SettingsError          variables are bad; carries every one      -> the start stops
+      ProviderError            carries provider, operation, detail
+        Unavailable            transport, 5xx, timeout of a safe call   -> backoff; breaker counts
+        Throttled              429                                      -> backoff; not a failure
+        Denied                 bad key, 401, 403                        -> nobody retries
+        Malformed              the reply breaks its schema              -> no retry; breaker counts
+        Refused                understood and declined (credit, arguments) -> nobody retries
+        CircuitBreakerOpen     we refused; nothing was sent             -> book serves what it has
+        RateLimitExceeded      we refused; nothing was sent             -> book serves what it has
+        OfferGone              taken, or the price moved                -> broker takes the next one
+        OutcomeUnknown         the rent may have worked                 -> reconcile alone
+        InstanceAbsent         already gone                             -> success for release
+      NothingFits              no candidate; carries the decision       -> the caller prints why
+      OwnerHasRental           a second live rental for one owner       -> caller shows the first
+      IllegalMove              a bug, or a stale copy of a rental       -> loud at its rim
+      StaleRental              somebody else moved the rental first     -> re-read, decide again
+      LedgerLocked             another process holds the ledger         -> exit code 8
+      LedgerUnusable           corrupt, read-only, full or too new      -> no intent, so no rent
+
+An expected answer is a value (`Rejection`), not an exception. Provider errors are raised in
+`providers/`, `CircuitBreakerOpen` and `RateLimitExceeded` in `resilience/`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gp4u.model import Decision, RentalKey
+
+
+class Gp4uError(Exception):
+    """Everything this package raises on purpose."""
+
+
+class BadInput(Gp4uError):
+    """A value is out of bounds; the text names the field, the value and the bound."""
+
+    def __init__(self, field: str, value: object, bound: str) -> None:
+        self.field, self.value, self.bound = field, value, bound
+        super().__init__(f"{field}: {value!r} is not valid: {bound}")
+
+
+class UnknownGpu(BadInput):
+    """No GPU model has this name; `nearest` holds the closest known names, best first."""
+
+    def __init__(self, field: str, value: str, nearest: tuple[str, ...]) -> None:
+        self.nearest = nearest
+        hint = f"did you mean {', '.join(nearest)}?" if nearest else "no known name is close to it"
+        super().__init__(field, value, f"unknown GPU model; {hint}")
+
+
+class SettingsError(BadInput):
+    """Variables are out of bounds; `problems` lists every one, and the text has a line for each."""
+
+    def __init__(self, problems: tuple[BadInput, ...]) -> None:
+        first = problems[0]
+        super().__init__(first.field, first.value, first.bound)
+        self.problems = problems
+        self.args = ("\n".join(str(each) for each in problems),)
+
+
+class ProviderError(Gp4uError):
+    """Something about one call to one provider; `detail` is cleaned and short enough for a log."""
+
+    def __init__(self, provider: str, operation: str, detail: str = "") -> None:
+        self.provider, self.operation, self.detail = provider, operation, detail
+        super().__init__(
+            f"{provider} {operation}: {detail}" if detail else f"{provider} {operation}"
+        )
+
+
+class Unavailable(ProviderError):
+    """Transport failure, 5xx, or the deadline of a call that is safe to repeat.
+
+    `sent` is False when no byte left this machine, which makes even a rent safe to try again.
+    """
+
+    def __init__(
+        self, provider: str, operation: str, detail: str = "", *, sent: bool = True
+    ) -> None:
+        self.sent = sent
+        super().__init__(provider, operation, detail)
+
+
+class Throttled(ProviderError):
+    """The provider said 429; `retry_after_s` is its own word on how long to wait, if any."""
+
+    def __init__(
+        self, provider: str, operation: str, detail: str = "", *, retry_after_s: float | None = None
+    ) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(provider, operation, detail)
+
+
+class Denied(ProviderError):
+    """The key is wrong, expired, or lacks a permission."""
+
+
+class Malformed(ProviderError):
+    """The reply is not what the provider's contract says."""
+
+
+class Refused(ProviderError):
+    """The provider understood and declined; `code` is its own word (`insufficient_credit`, ...).
+
+    A refused rent can still have made an instance (Vast: a bid below the floor leaves a stopped,
+    billing contract). Then `instance_id` says which one, and it must be released.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        operation: str,
+        detail: str = "",
+        *,
+        code: str = "",
+        instance_id: str | None = None,
+    ) -> None:
+        self.code, self.instance_id = code, instance_id
+        super().__init__(provider, operation, detail)
+
+
+class CircuitBreakerOpen(ProviderError):
+    """The breaker is open: nothing was sent. `retry_in_s` is the time to the next trial."""
+
+    def __init__(self, provider: str, operation: str, *, retry_in_s: float) -> None:
+        self.retry_in_s = retry_in_s
+        detail = f"circuit breaker is OPEN, next trial in {retry_in_s:.0f} s"
+        super().__init__(provider, operation, detail)
+
+
+class RateLimitExceeded(ProviderError):
+    """Our own limiter would make the call wait too long: nothing was sent."""
+
+    def __init__(self, provider: str, operation: str, *, retry_in_s: float) -> None:
+        self.retry_in_s = retry_in_s
+        super().__init__(provider, operation, f"rate limit reached, free in {retry_in_s:.1f} s")
+
+
+class OfferGone(ProviderError):
+    """The offer was taken, or its price moved, between decision and rent. Nothing was rented."""
+
+
+class OutcomeUnknown(ProviderError):
+    """The rent may have worked. Never sent again; only a listing by `key` settles it."""
+
+    def __init__(self, provider: str, operation: str, detail: str = "", *, key: RentalKey) -> None:
+        self.key = key
+        super().__init__(provider, operation, detail)
+
+
+class InstanceAbsent(ProviderError):
+    """The provider says that it has no such instance."""
+
+
+class NothingFits(Gp4uError):
+    """No offer passes the demand's hard bounds; `decision` explains each rejection."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        super().__init__("no offer fits")
+
+
+class OwnerHasRental(Gp4uError):
+    """The owner already has a live rental; `key` names it."""
+
+    def __init__(self, owner: str, key: RentalKey) -> None:
+        self.owner, self.key = owner, key
+        super().__init__(f"owner {owner!r} already has the live rental {key}")
+
+
+class IllegalMove(Gp4uError):
+    """A rental was asked to make a move that its state does not allow."""
+
+
+class StaleRental(Gp4uError):
+    """The rental changed since it was read: somebody else moved it first."""
+
+
+class LedgerLocked(Gp4uError):
+    """Another process holds this ledger; `holder` is what it wrote about itself."""
+
+    def __init__(self, path: str, holder: str) -> None:
+        self.path, self.holder = path, holder
+        super().__init__(f"the ledger {path} is held by {holder or 'another process'}")
+
+
+class LedgerUnusable(Gp4uError):
+    """The ledger cannot be trusted with an intent: corrupt, read-only, full, or too new."""

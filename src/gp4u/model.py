@@ -1,0 +1,380 @@
+"""The values that everything else speaks about; frozen, comparable, without I/O.
+
+An offer is a listing made comparable. A demand is what somebody wants, a workload what shall run.
+A decision is the whole answer to a demand over one snapshot. An instance is what a provider
+reports. The durable record of holding one, the rental, lives in `rentals/rental.py`.
+
+They are msgspec structs: building one costs a fraction of a frozen dataclass, and a market has
+hundreds of thousands of offers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, NewType
+
+from msgspec import Struct, field
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+RentalKey = NewType("RentalKey", str)
+"""The token we mint and put in a provider-visible label; joins a rental to its instance."""
+
+DEFAULT_WEIGHTS: Mapping[str, float] = {
+    "price": 0.30,
+    "performance": 0.25,
+    "gpu_match": 0.20,
+    "location": 0.15,
+    "availability": 0.10,
+}
+"""Criterion to weight. Source: the second seed, "Scoring Criteria"."""
+
+
+class Region(Struct, frozen=True):
+    """A place as far as a provider tells it: ISO 3166 country, and the subdivision where known."""
+
+    country: str
+    """Two capital letters."""
+    subdivision: str | None = None
+    """The part after the dash of ISO 3166-2: `CA` in `US-CA`."""
+
+    @property
+    def code(self) -> str:
+        """`US-CA`, or `US` where only the country is known."""
+        return f"{self.country}-{self.subdivision}" if self.subdivision else self.country
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """One thing that can be rented now, in one shape for every provider."""
+
+    provider: str
+    offer_id: str
+    gpu_model: str
+    """Canonical name of `gpus.py`, or the provider's own where that file knows no such model."""
+    gpu_count: int
+    vram_gib: float
+    """Per GPU, as the model is sold: 24 for 24,564 MB."""
+    price_usd_per_hour: Decimal
+    """All-in for the disk of the query that fetched it: GPU and storage, without traffic."""
+    gpu_usd_per_hour: Decimal
+    """The part of the price that runs only while the instance runs."""
+    storage_usd_per_hour: Decimal
+    """The part that runs from creation to release, for the disk of the query."""
+    fetched_at: datetime
+    interruptible: bool = False
+    """True: the price is a bid, and a higher one takes the machine away."""
+    estimated: bool = False
+    """True: the price is a guess until a bid is on the table (Akash)."""
+    region: Region | None = None
+    reliability: float | None = None
+    """The provider's own uptime estimate, 0..1."""
+    download_mbps: float | None = None
+    upload_mbps: float | None = None
+    cpu_cores: float | None = None
+    ram_gib: float | None = None
+    disk_gib: float | None = None
+    """The largest disk one may ask for."""
+    open_ports: int | None = None
+    """How many container ports can be reached from outside."""
+    machine_id: str | None = None
+    """The physical machine; offers that share it share its GPUs and its fate."""
+    host_id: str | None = None
+    verified: bool | None = None
+    datacenter: bool | None = None
+    available: bool = True
+    traffic_usd_per_gb: Decimal | None = None
+
+    @property
+    def id(self) -> tuple[str, str]:
+        """(provider, offer_id): unique within a snapshot."""
+        return (self.provider, self.offer_id)
+
+
+class Requirements(Struct, frozen=True, kw_only=True):
+    """Hard bounds. An offer that breaks one is rejected; an unknown value breaks it too."""
+
+    gpu_models: tuple[str, ...] = ()
+    """Canonical models, any of which will do; empty: any GPU. Their order is a preference."""
+    gpu_count: int = 1
+    """Exactly so many: nobody pays for GPUs that were not asked for."""
+    min_vram_gib: float | None = None
+    max_price_usd_per_hour: Decimal | None = None
+    min_reliability: float | None = None
+    min_download_mbps: float | None = None
+    min_cpus: float | None = None
+    min_ram_gib: float | None = None
+    disk_gib: float = 20.0
+    ports: int = 0
+    """How many container ports must be reachable from outside."""
+    locations: tuple[str, ...] = ()
+    """Tokens of `places.py` (`US-CA`, `US`, `EU`); any will do, their order is a preference."""
+    providers: tuple[str, ...] = ()
+    """Provider slugs; empty: all."""
+    interruptible: bool = False
+    """True: only interruptible offers; False: only those that nobody can take away."""
+    verified_only: bool = True
+    """Only hosts that the provider has verified."""
+
+
+class Preferences(Struct, frozen=True, kw_only=True):
+    """What breaks ties among offers that all pass: weights by criterion, summing to 1."""
+
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+
+
+class Demand(Struct, frozen=True, kw_only=True):
+    """Hard bounds and wishes together."""
+
+    requirements: Requirements = Requirements()
+    preferences: Preferences = field(default_factory=Preferences)
+
+
+class Protocol(StrEnum):
+    """Transport of a container port."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Port(Struct, frozen=True, order=True):
+    """A container port that must be reachable from outside."""
+
+    number: int
+    protocol: Protocol = Protocol.TCP
+    name: str | None = None
+    """What it serves, for people: `june-stt`."""
+
+
+class HealthCheck(Struct, frozen=True, kw_only=True):
+    """How to tell from outside that the workload answers."""
+
+    port: int
+    """Container port."""
+    path: str | None = None
+    """None: a TCP connection is enough; else an HTTP GET must answer 2xx or 3xx."""
+
+
+class Workload(Struct, frozen=True, kw_only=True):
+    """What shall run on the rented machine."""
+
+    image: str
+    command: tuple[str, ...] = ()
+    """Empty: what the image does by itself."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[Port, ...] = ()
+    disk_gib: float = 20.0
+    health: tuple[HealthCheck, ...] = ()
+    """All must pass before the rental counts as running; empty: a running instance is enough."""
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """Where a container port can be reached from outside."""
+
+    container_port: int
+    protocol: Protocol = Protocol.TCP
+    host: str
+    port: int
+
+
+class InstanceState(StrEnum):
+    """What a provider says of an instance, in our words. Absence is not a state: it is no row."""
+
+    BOOTING = "booting"
+    """Not up yet, and may still come up by itself."""
+    RUNNING = "running"
+    """The container runs; whether the workload answers is the probe's business."""
+    EXITED = "exited"
+    """The container ended, and the provider still wants it up: it may be restarting."""
+    STOPPED = "stopped"
+    """Will not run again by itself, and still costs its disk."""
+    FAILED = "failed"
+    """Can be told to never come up; `status` says why."""
+    OFFLINE = "offline"
+    """The provider lost contact with the host."""
+    UNKNOWN = "unknown"
+    """A word we do not know: not ready, not failed, not gone."""
+
+
+class Instance(Struct, frozen=True, kw_only=True):
+    """A provider's running thing, as the provider reports it."""
+
+    provider: str
+    instance_id: str
+    label: str | None
+    """Raw text of the provider's label; our key stands at its start, if it is ours."""
+    state: InstanceState
+    status: str = ""
+    """The provider's own words, cleaned: foreign text, for people only."""
+    endpoints: tuple[Endpoint, ...] = ()
+    price_usd_per_hour: Decimal | None = None
+    machine_id: str | None = None
+    created_at: datetime | None = None
+    """The provider's stamp; for display only, never compared with our clock."""
+
+
+class Listing(Struct, frozen=True, kw_only=True):
+    """All instances of one account, as one call (or one walk through its pages) saw them."""
+
+    provider: str
+    instances: tuple[Instance, ...]
+    complete: bool
+    """False: something may be missing, so absence from it proves nothing."""
+    began_at: datetime
+    """Our own stamp from before the first byte was sent."""
+    why_incomplete: str = ""
+
+
+class Rejection(Struct, frozen=True, kw_only=True):
+    """Why one offer did not pass: the first filter that said no, with what it saw and wanted."""
+
+    offer: Offer
+    filter: str
+    value: str
+    bound: str
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """An offer that passed, with its score and the parts that sum to it."""
+
+    offer: Offer
+    score: float
+    """0..1."""
+    parts: Mapping[str, float]
+    """Criterion to weighted part; the parts sum to `score`."""
+    g_score: float | None = None
+    """0..100, the same formula for every provider; None where a part of it is unknown."""
+
+
+class Relaxation(Struct, frozen=True, kw_only=True):
+    """What one bound alone keeps out, and the nearest value that would admit something."""
+
+    filter: str
+    bound: str
+    excluded_alone: int
+    """Offers that break this bound and no other."""
+    nearest: str | None
+    """The nearest bound that would admit at least one of them; None where no value would."""
+
+
+class SourceNote(Struct, frozen=True, kw_only=True):
+    """How one provider's part of a snapshot came about."""
+
+    provider: str
+    offers: int
+    age_s: float
+    """Since the fetch; 0 for a fresh one."""
+    complete: bool = True
+    """False: the provider has more offers than it will show for this query."""
+    skipped_rows: int = 0
+    error: str = ""
+    """Why the newest fetch failed, if it did; the offers are then older than they should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A column of few distinct values: `codes[i]` indexes `values`."""
+
+    values: tuple[Hashable, ...]
+    codes: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A snapshot's offers by column, in the snapshot's order; unknown numbers are NaN."""
+
+    price: NDArray[np.float64]
+    vram_gib: NDArray[np.float64]
+    gpu_count: NDArray[np.float64]
+    reliability: NDArray[np.float64]
+    download_mbps: NDArray[np.float64]
+    cpus: NDArray[np.float64]
+    ram_gib: NDArray[np.float64]
+    disk_gib: NDArray[np.float64]
+    ports: NDArray[np.float64]
+    age_s: NDArray[np.float64]
+    """Seconds between the offer's fetch and the snapshot."""
+    gpu: Coded
+    """Values are model names."""
+    region: Coded
+    """Values are `Region | None`."""
+    provider: Coded
+    interruptible: NDArray[np.bool_]
+    available: NDArray[np.bool_]
+    verified: Coded
+    """Values are `bool | None`."""
+    datacenter: Coded
+    """Values are `bool | None`."""
+
+
+class Snapshot:
+    """A frozen view of the book at one moment; `columns` is built once, on first use."""
+
+    def __init__(
+        self, offers: Sequence[Offer], *, taken_at: datetime, sources: tuple[SourceNote, ...] = ()
+    ) -> None:
+        self.offers = tuple(offers)
+        self.taken_at = taken_at
+        self.sources = sources
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The same offers as numpy arrays."""
+        import numpy as np  # 60 ms that most commands never need
+
+        offers = self.offers
+
+        def numbers(get: Callable[[Offer], float | Decimal | None]) -> NDArray[np.float64]:
+            return np.array(
+                [np.nan if (v := get(o)) is None else float(v) for o in offers], np.float64
+            )
+
+        def flags(get: Callable[[Offer], bool]) -> NDArray[np.bool_]:
+            return np.array([get(o) for o in offers], np.bool_)
+
+        def coded(get: Callable[[Offer], Hashable]) -> Coded:
+            index: dict[Hashable, int] = {}
+            codes = [index.setdefault(get(o), len(index)) for o in offers]
+            return Coded(tuple(index), np.array(codes, np.int32))
+
+        return Columns(
+            price=numbers(lambda o: o.price_usd_per_hour),
+            vram_gib=numbers(lambda o: o.vram_gib),
+            gpu_count=numbers(lambda o: o.gpu_count),
+            reliability=numbers(lambda o: o.reliability),
+            download_mbps=numbers(lambda o: o.download_mbps),
+            cpus=numbers(lambda o: o.cpu_cores),
+            ram_gib=numbers(lambda o: o.ram_gib),
+            disk_gib=numbers(lambda o: o.disk_gib),
+            ports=numbers(lambda o: o.open_ports),
+            age_s=numbers(lambda o: (self.taken_at - o.fetched_at).total_seconds()),
+            gpu=coded(lambda o: o.gpu_model),
+            region=coded(lambda o: o.region),
+            provider=coded(lambda o: o.provider),
+            interruptible=flags(lambda o: o.interruptible),
+            available=flags(lambda o: o.available),
+            verified=coded(lambda o: o.verified),
+            datacenter=coded(lambda o: o.datacenter),
+        )
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """The whole answer to a demand over one snapshot; it can be told from this alone."""
+
+    demand: Demand
+    decided_at: datetime
+    candidates: Sequence[Candidate]
+    """Best first."""
+    rejections: Sequence[Rejection]
+    sources: tuple[SourceNote, ...] = ()
+
+    @property
+    def best(self) -> Candidate | None:
+        """The winner, or None where nothing fits."""
+        return self.candidates[0] if self.candidates else None
