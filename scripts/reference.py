@@ -1,0 +1,107 @@
+"""Write the reference pages that say what the code says: variables and metrics.
+
+The tables live once, in `settings.py` and `telemetry.py`. This puts them between the marks of
+`docs/reference/settings.md` and `docs/reference/metrics.md`, and into `.env.example`; with
+`--check` it only tells which file is behind. The prose around the marks is left to people.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from gp4u.settings import SEED_PROVIDERS, variables
+from gp4u.telemetry import METRICS, OPERATIONS, OUTCOMES
+from gp4u.variables import Entry
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- written by scripts/reference.py: begin -->", "<!-- end -->"
+HEAD = """\
+# Every variable of GP4U, with unit, default and range. Copy to `.env` and take away the `#` where
+# you want something else. What is exported in the shell goes before this file, and this file
+# before `config.env`. An empty value means the default. docs/reference/settings.md says more.
+"""
+
+
+def sections() -> Iterator[tuple[str, list[Entry]]]:
+    """Yield (title, entries) in the order of the pages."""
+    entries = list(variables())
+    titles = {f"{each.env}_": f"Provider `{each.slug}`" for each in SEED_PROVIDERS}
+    titles |= {
+        "PROVIDER_": "Every provider",
+        "VAST_": "Demand of somebody who says nothing",
+        "GP4U_": "GP4U itself",
+    }
+    for prefix, title in titles.items():
+        yield title, [each for each in entries if each.variable.startswith(prefix)]
+
+
+def env_example() -> str:
+    """Return the text of `.env.example`."""
+    lines = [HEAD]
+    for title, entries in sections():
+        lines.append(f"\n# --- {title.replace('`', '')} ---\n")
+        for entry in entries:
+            unit = f" [{entry.unit}]" if entry.unit else ""
+            lines.append(f"# {entry.meaning}{unit}; {entry.allowed}")
+            lines.append(f"#{entry.variable}={entry.default}\n")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def settings_tables() -> str:
+    """Return the tables of the settings page."""
+    lines = []
+    for title, entries in sections():
+        lines += [f"### {title}", "", "| variable | unit | default | range | meaning |"]
+        lines.append("|---|---|---|---|---|")
+        for entry in entries:
+            names = f"`{entry.variable}`"
+            if len(entry.names) > 1:
+                names += "<br>or " + ", ".join(f"`{each}`" for each in entry.names[1:])
+            default = f"`{entry.default}`" if entry.default else "none"
+            cells = (names, entry.unit, default, entry.allowed, entry.meaning)
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def metrics_table() -> str:
+    """Return the table of the metrics page."""
+    lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{each}`" for each in metric.labels)
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.meaning} |")
+    lines += ["", f"`operation` is one of {', '.join(OPERATIONS)}; `outcome` one of"]
+    lines.append(f"{', '.join(OUTCOMES)}.")
+    return "\n".join(lines)
+
+
+def pages() -> dict[Path, str]:
+    """Return path to the text that the file should hold."""
+    wanted = {ROOT / ".env.example": env_example()}
+    for name, table in (("settings", settings_tables()), ("metrics", metrics_table())):
+        path = ROOT / "docs" / "reference" / f"{name}.md"
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        _, mark, after = rest.partition(END)
+        if not mark:
+            raise SystemExit(f"{path} has lost its marks")
+        wanted[path] = f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    return wanted
+
+
+def main() -> int:
+    """Write the pages, or with `--check` name those that are behind; 1 where one is."""
+    stale = []
+    for path, text in pages().items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(path)
+            if "--check" not in sys.argv[1:]:
+                path.write_text(text, encoding="utf-8")
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'behind' if '--check' in sys.argv else 'written'}")
+    return int(bool(stale) and "--check" in sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
