@@ -1,0 +1,366 @@
+"""JSON over HTTP to one provider: each call is guarded, each reply is judged before it is read.
+
+What this file hides: httpx2, deadlines, size caps, decompression, and the question whether a byte
+left this machine. What it leaves to others: what a status means in a given market (the adapter's
+`judge`), and whether a failed call is tried again (`resilience/guard.py`).
+
+A reply is bounded on the wire and after decompression, is never followed to another address while
+it carries a key, and is decoded only as a whole. Should a provider echo the key, it is blotted out
+before anybody reads the reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import zlib
+from collections.abc import Callable, Mapping
+from http.cookiejar import DefaultCookiePolicy
+from typing import Final, Protocol, TypeVar
+
+import httpx2
+import msgspec
+
+from gp4u.errors import BadInput, Malformed, ProviderError, Unavailable
+from gp4u.providers.contract import Call
+from gp4u.resilience.guard import Guard
+
+T = TypeVar("T")
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+CONNECT_S: Final = 5.0
+MAX_BYTES: Final = 32 * 1024 * 1024
+"""Cap on a body, both as received and as decompressed."""
+MAX_URL: Final = 2048
+_SHORTEST_SECRET: Final = 8
+"""A shorter key is not blotted out of replies: it could be any number in them."""
+_NOT_SENT: Final = (
+    httpx2.ConnectError,
+    httpx2.ConnectTimeout,
+    httpx2.PoolTimeout,
+    httpx2.UnsupportedProtocol,
+)
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+"""What decoding foreign JSON raises: 100,000 brackets are a RecursionError, not a ValueError."""
+_encoder: Final = msgspec.json.Encoder(decimal_format="number")
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A complete answer: status, headers (lower-case names) and the decompressed body."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+class Judge(Protocol):
+    """Says what a reply means in one market: None for a success, else the error to raise."""
+
+    def __call__(self, operation: str, reply: Reply) -> ProviderError | None: ...
+
+
+Observe = Callable[[str, str, ProviderError | None, float], None]
+"""Told of each try: provider, operation, its error or None, seconds."""
+
+
+def _unobserved(
+    _provider: str, _operation: str, _error: ProviderError | None, _seconds: float
+) -> None:
+    return
+
+
+class Http:
+    """The one way an adapter speaks to its provider."""
+
+    def __init__(
+        self,
+        provider: str,
+        *,
+        guard: Guard,
+        judge: Judge,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        allow_loopback: bool = False,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        observe: Observe = _unobserved,
+    ) -> None:
+        """`headers` carry the key; they go to the provider itself and nowhere else.
+
+        Raises:
+            BadInput: the key cannot stand in a header.
+        """
+        if not all(value.isascii() and value.isprintable() for value in headers.values()):
+            raise BadInput(f"key of {provider}", "(hidden)", "must be printable ASCII on one line")
+        self._provider, self._guard, self._judge, self._observe = provider, guard, judge, observe
+        self._headers = dict(headers)
+        keys = [value.split()[-1] for value in headers.values() if value.strip()]
+        self._secrets = [key for key in keys if len(key) >= _SHORTEST_SECRET]
+        self._timeout_s, self._allow_loopback = timeout_s, allow_loopback
+        self._client = httpx2.AsyncClient(
+            transport=transport,
+            follow_redirects=False,
+            trust_env=False,  # a proxy from the environment would see the key
+        )
+        # What a reply sets is nobody's business: one call must not shape the next.
+        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+
+    async def send(
+        self,
+        operation: str,
+        call: Call,
+        *,
+        safe: bool,
+        params: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Send a call through the guard and return the body of a reply that the judge let pass.
+
+        `operation` names the endpoint for pacing and errors. `safe` says that sending it twice does
+        no harm; only then is it ever sent twice after a byte may have left.
+
+        Raises:
+            Unavailable: transport, deadline, or what the judge calls so.
+            Malformed: the body is too large or packed in a way that was not asked for.
+            ProviderError: what the judge or the guard say.
+        """
+        limit_s = timeout_s or self._timeout_s
+
+        async def attempt() -> bytes:
+            now = asyncio.get_running_loop().time
+            began = now()
+            outcome: ProviderError | None = None
+            try:
+                reply = await self._exchange(operation, call, params=params, timeout_s=limit_s)
+                outcome = self._judge(operation, reply)
+                if outcome is not None:
+                    raise outcome
+                return reply.content
+            except ProviderError as error:
+                outcome = error
+                raise
+            except asyncio.CancelledError:
+                outcome = Unavailable(self._provider, operation, "cut off before its answer")
+                raise
+            finally:
+                self._observe(self._provider, operation, outcome, now() - began)
+
+        return await self._guard.call(attempt, endpoint=operation, safe=safe, timeout_s=limit_s)
+
+    async def fetch_result(self, url: str, *, deadline_s: float = 10.0) -> str:
+        """Read a document that the provider points to, without our key, as soon as it is there.
+
+        Such a URL is foreign text: it must be https to a public address (loopback only where
+        development allows it), is never redirected, and gets no credentials. Empty text when it is
+        not there by the deadline: no log is not an error.
+
+        Raises:
+            Malformed: the URL is not one we may follow, or leads on to another.
+            Unavailable: at the deadline its host could still not be reached.
+        """
+        trouble: Unavailable | None = None
+        wait_s = 0.2
+        try:
+            async with asyncio.timeout(deadline_s):
+                stranger, pinned = await self._pinned(url)
+                while True:
+                    call = Call(method="GET", url=pinned[0])
+                    try:
+                        reply = await self._exchange(
+                            "result", call, timeout_s=deadline_s, stranger=stranger
+                        )
+                    except Unavailable as error:
+                        trouble = error
+                        pinned = [*pinned[1:], pinned[0]]  # its next address may be reachable
+                    else:
+                        trouble = None
+                        if reply.status == 200:
+                            return reply.content.decode("utf-8", errors="replace")
+                        if 300 <= reply.status < 400:
+                            raise Malformed(self._provider, "result", "the result URL leads on")
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(2.0, wait_s * 1.5)
+        except TimeoutError:
+            if trouble is not None:
+                raise trouble from None
+            return ""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _exchange(
+        self,
+        operation: str,
+        call: Call,
+        *,
+        timeout_s: float,
+        params: Mapping[str, str] | None = None,
+        stranger: httpx2.URL | None = None,
+    ) -> Reply:
+        """Send once and read the whole reply; to a `stranger`, whom the URL names, without key."""
+        request = self._client.build_request(
+            call.method,
+            call.url,
+            params=params,
+            headers={"accept": "application/json", "accept-encoding": "gzip"},
+            content=None if call.body is None else _encoder.encode(call.body),
+            timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
+        )
+        if call.body is not None:
+            request.headers["content-type"] = "application/json"
+        if stranger is None:
+            request.headers.update(self._headers)
+        else:
+            request.headers["host"] = stranger.netloc.decode("ascii")
+            request.headers["connection"] = "close"  # the address may serve other names as well
+            request.extensions["sni_hostname"] = stranger.raw_host.decode("ascii")
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                body = await _bounded_body(response)
+            finally:
+                await response.aclose()
+        except _NOT_SENT as error:
+            raise Unavailable(self._provider, operation, self._why(error), sent=False) from error
+        except httpx2.HTTPError as error:
+            raise Unavailable(self._provider, operation, self._why(error)) from error
+        except _BadBodyError as error:
+            raise Malformed(self._provider, operation, str(error)) from error
+        for secret in self._secrets:
+            body = body.replace(secret.encode(), b"[redacted]")
+        return Reply(response.status_code, dict(response.headers), body)
+
+    def _why(self, error: Exception) -> str:
+        text = _short(error)
+        for secret in self._secrets:
+            text = text.replace(secret, "[redacted]")
+        return text
+
+    async def _pinned(self, url: str) -> tuple[httpx2.URL, list[str]]:
+        """Return the URL, and it again with each of its host's checked addresses for a host.
+
+        Pinned, since a name could point elsewhere by the time it is connected to.
+        """
+        bound = "the result URL must be plain https to a public address"
+        try:
+            target = httpx2.URL(url[: MAX_URL + 1])
+        except httpx2.InvalidURL as error:
+            raise Malformed(self._provider, "result", bound) from error
+        plain = target.scheme in ("https", "http") and target.host and not target.userinfo
+        if len(url) > MAX_URL or not plain or not 0 < (target.port or 443) < 65_536:
+            raise Malformed(self._provider, "result", bound)
+        addresses = await self._addresses(target)
+        encrypted = target.scheme == "https"
+        for address in addresses:
+            loopback = self._allow_loopback and address.is_loopback
+            if not (loopback or (encrypted and may_connect(address))):
+                raise Malformed(self._provider, "result", bound)
+        return target, [str(target.copy_with(host=str(address))) for address in addresses]
+
+    async def _addresses(self, url: httpx2.URL) -> list[Address]:
+        """Return every address of the URL's host, at least one."""
+        host = url.raw_host.decode("ascii")
+        try:
+            return [ipaddress.ip_address(host)]
+        except ValueError:
+            pass  # a name
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                loop = asyncio.get_running_loop()
+                found = await loop.getaddrinfo(host, url.port or 443)
+            return list(dict.fromkeys(ipaddress.ip_address(info[4][0]) for info in found))
+        except (OSError, TimeoutError, UnicodeError) as error:
+            raise Unavailable(
+                self._provider, "result", "its host has no address", sent=False
+            ) from error
+        except ValueError as error:
+            raise Malformed(self._provider, "result", "its host has no plain address") from error
+
+
+def may_connect(address: Address, *, allow_loopback: bool = False) -> bool:
+    """Tell whether foreign text may make us connect to an address: public, or allowed loopback.
+
+    An IPv6 address that stands for an IPv4 one is judged as the latter.
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None or address.is_site_local or address.teredo is not None:
+            return False
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if inner is not None:
+            address = inner
+    if address.is_loopback:
+        return allow_loopback
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def decode(provider: str, operation: str, body: bytes, kind: type[T]) -> T:
+    """Decode a whole JSON body into `kind`.
+
+    Raises:
+        Malformed: it is not JSON, is nested too deep, or breaks the shape.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except UNREADABLE as error:
+        raise Malformed(provider, operation, f"{_short(error)}; body: {excerpt(body)}") from error
+
+
+def excerpt(body: bytes, limit: int = 160) -> str:
+    """Return the start of a foreign body as harmless printable text."""
+    return harmless(body[: limit * 4].decode("utf-8", errors="replace"), limit)
+
+
+def harmless(text: str, limit: int = 160) -> str:
+    """Return the start of a foreign text on one line, without anything that steers a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:limit]).strip()
+
+
+def rows(body: list[msgspec.Raw], kind: type[T]) -> tuple[list[T], int]:
+    """Decode rows one by one; return the ones that fit, and how many did not."""
+    kept: list[T] = []
+    decoder = msgspec.json.Decoder(kind)
+    for raw in body:
+        try:
+            kept.append(decoder.decode(raw))
+        except UNREADABLE:
+            continue
+    return kept, len(body) - len(kept)
+
+
+class _BadBodyError(Exception):
+    """A body passed a cap, or is packed in a way that cannot be read."""
+
+
+async def _bounded_body(response: httpx2.Response) -> bytes:
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip"):
+        raise _BadBodyError(f"content-encoding {harmless(encoding, 20)!r} was not asked for")
+    unzip = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
+    body = bytearray()
+    wire = 0
+    async for chunk in response.aiter_raw():
+        wire += len(chunk)
+        if wire > MAX_BYTES:
+            raise _BadBodyError(f"the body is over {MAX_BYTES} bytes")
+        if unzip is None:
+            body += chunk
+            continue
+        try:
+            body += unzip.decompress(chunk, MAX_BYTES + 1 - len(body))
+        except zlib.error as error:
+            raise _BadBodyError(f"broken gzip: {error}") from error
+        if len(body) > MAX_BYTES:
+            raise _BadBodyError(f"the body unpacks to over {MAX_BYTES} bytes")
+        if unzip.unused_data:
+            raise _BadBodyError("something follows the gzip body")
+    if unzip is not None and wire and not unzip.eof:
+        raise httpx2.ReadError("the gzip body ended early")
+    return bytes(body)
+
+
+def _short(error: Exception) -> str:
+    text = harmless(str(error), 160)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

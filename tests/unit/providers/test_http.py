@@ -1,0 +1,670 @@
+"""What becomes of a call when the other side misbehaves, on real loopback sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import ipaddress
+import socket
+import struct
+import traceback
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import httpx2
+import pytest
+
+from gp4u.errors import BadInput, Malformed, ProviderError, Throttled, Unavailable
+from gp4u.providers.contract import Call
+from gp4u.providers.http import MAX_BYTES, Http, decode, excerpt, harmless, may_connect
+from tests.unit.providers.scripted import KEY, Script, http_over
+
+MIB = 1024 * 1024
+
+
+class Wire:
+    """A raw TCP server on loopback: it reads a request's head and body, then follows its script."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.heads: list[str] = []
+        self.bodies: list[bytes] = []
+        self.sent = 0
+
+    @property
+    def connections(self) -> int:
+        """How many requests came in."""
+        return len(self.heads)
+
+
+Answer = Callable[[Wire, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(answer: Answer) -> AsyncIterator[Wire]:
+    """Serve `answer` to every request; each has a connection of its own."""
+    wire = Wire()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            length = next(
+                (
+                    int(line.split(":")[1])
+                    for line in head.lower().split("\r\n")
+                    if "content-length:" in line
+                ),
+                0,
+            )
+            wire.bodies.append(await reader.readexactly(length))
+            wire.heads.append(head)
+            await answer(wire, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client left, as some tests want it to
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    wire.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield wire
+
+
+def replying(
+    body: bytes, *, status: str = "200 OK", headers: str = "", length: int | None = None
+) -> Answer:
+    """Return an answer that sends one whole reply and closes."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        size = len(body) if length is None else length
+        writer.write(
+            f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\nConnection: close\r\n".encode()
+        )
+        writer.write(f"{headers}\r\n".encode() + body)
+        await writer.drain()
+
+    return answer
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection with RST instead of FIN."""
+    sock: socket.socket = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@asynccontextmanager
+async def client(**options: Any) -> AsyncIterator[Http]:
+    """Open an `Http` on real sockets and close it in the end."""
+    http = http_over(None, **options)
+    try:
+        yield http
+    finally:
+        await http.aclose()
+
+
+async def get(http: Http, url: str, *, safe: bool = True, **more: Any) -> bytes:
+    """Send a GET as the operation `offers`."""
+    return await http.send("offers", Call(method="GET", url=url), safe=safe, **more)
+
+
+async def caught(doing: Awaitable[object]) -> ProviderError:
+    """Return the provider error that something ends in."""
+    with pytest.raises(ProviderError) as info:
+        await doing
+    return info.value
+
+
+def closed_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        return port
+
+
+async def test_a_refused_connection_is_known_not_to_have_sent_anything() -> None:
+    """H1: only then may even a rent be tried again."""
+    async with client() as http:
+        error = await caught(get(http, f"http://127.0.0.1:{closed_port()}/"))
+    assert isinstance(error, Unavailable)
+    assert not error.sent
+
+
+async def test_a_name_without_an_address_is_known_not_to_have_sent_anything() -> None:
+    """H1: `.invalid` never resolves, and a failed look-up is a failed connection."""
+    async with client() as http:
+        error = await caught(get(http, "http://nobody.invalid/"))
+    assert isinstance(error, Unavailable)
+    assert not error.sent
+
+
+async def test_a_failed_tls_handshake_is_known_not_to_have_sent_anything() -> None:
+    """H37: the request comes after the handshake, and there is no switch to go on without it."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 this is no TLS\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server, client() as http:
+        port = server.sockets[0].getsockname()[1]
+        error = await caught(get(http, f"https://127.0.0.1:{port}/"))
+    assert isinstance(error, Unavailable)
+    assert not error.sent
+
+
+async def test_a_reset_before_the_headers_may_have_had_its_effect() -> None:
+    """H2: the request was read; what became of it nobody knows."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        reset(writer)
+
+    async with serving(answer) as wire, client() as http:
+        error = await caught(get(http, wire.url))
+    assert isinstance(error, Unavailable)
+    assert error.sent
+
+
+async def test_a_close_without_a_reply_may_have_had_its_effect() -> None:
+    """H2: a polite end says as little as a reset."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with serving(answer) as wire, client() as http:
+        error = await caught(get(http, wire.url))
+    assert isinstance(error, Unavailable)
+    assert error.sent
+
+
+async def test_a_reset_in_mid_body_is_a_transport_failure() -> None:
+    """H16: what arrived before it is a prefix, and a prefix is never parsed."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n{"offers": []}')
+        await writer.drain()
+        await asyncio.sleep(0.02)  # else the reset overtakes the bytes in the kernel
+        reset(writer)
+
+    async with serving(answer) as wire, client() as http:
+        error = await caught(get(http, wire.url))
+    assert isinstance(error, Unavailable)
+    assert error.sent
+
+
+async def test_a_truncated_body_is_a_transport_failure_although_it_is_valid_json() -> None:
+    """H16: the length says that something is missing."""
+    async with serving(replying(b'{"offers": []}', length=15)) as wire, client() as http:
+        error = await caught(get(http, wire.url))
+    assert isinstance(error, Unavailable)
+    assert error.sent
+
+
+async def test_a_length_that_is_too_short_leaves_no_json() -> None:
+    """H16: the bytes beyond the length do not count, and what is left breaks its syntax."""
+    async with serving(replying(b'{"offers": []}', length=9)) as wire, client() as http:
+        body = await get(http, wire.url)
+    with pytest.raises(Malformed):
+        decode("vastai", "offers", body, dict[str, Any])
+
+
+async def test_contradicting_lengths_are_a_transport_failure() -> None:
+    """S12: two readings of one reply are how a reply is smuggled."""
+    answer = replying(b"{}", headers="Content-Length: 20\r\n")
+    async with serving(answer) as wire, client() as http:
+        assert isinstance(await caught(get(http, wire.url)), Unavailable)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"\x00\xff" * 40, b"SSH-2.0-OpenSSH_9.7\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x" * 200_000],
+    ids=["noise", "another protocol", "an endless header"],
+)
+async def test_what_is_no_http_is_a_transport_failure(noise: bytes) -> None:
+    """H17: whatever listens there, it is not the provider."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        writer.write(noise)
+        await writer.drain()
+
+    async with serving(answer) as wire, client() as http:
+        error = await caught(get(http, wire.url))
+    assert isinstance(error, Unavailable)
+    assert error.sent
+
+
+async def test_a_body_that_trickles_ends_at_the_deadline_of_the_whole_call() -> None:
+    """H15: each byte comes in time; the reply does not."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while True:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    now = asyncio.get_running_loop().time
+    async with serving(answer) as wire, client(timeout_s=0.25) as http:
+        began = now()
+        error = await caught(get(http, wire.url))
+        took_s = now() - began
+    assert isinstance(error, Unavailable)
+    assert error.sent
+    assert took_s < 2.0
+
+
+async def test_a_call_may_have_a_longer_deadline_than_the_others() -> None:
+    """A rent is given a minute, and must not be cut off by the shorter limit of a read."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        await replying(b"{}")(wire, writer)
+
+    async with serving(answer) as wire, client(timeout_s=0.05) as http:
+        assert await get(http, wire.url, timeout_s=5.0) == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("safe", "tries"), [(True, 3), (False, 1)], ids=["safe calls", "unsafe calls"]
+)
+async def test_only_a_safe_call_is_repeated_once_a_byte_may_have_left(
+    safe: bool, tries: int
+) -> None:
+    """H6: a repeated rent is a second machine."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        reset(writer)
+
+    async with serving(answer) as wire, client(tries=3) as http:
+        await caught(get(http, wire.url, safe=safe))
+        assert wire.connections == tries
+
+
+async def test_an_unsafe_call_that_never_left_is_tried_again() -> None:
+    """H1: nothing of it can have had an effect."""
+    seen: list[ProviderError | None] = []
+    async with client(tries=3, observe=lambda *told: seen.append(told[2])) as http:
+        await caught(get(http, f"http://127.0.0.1:{closed_port()}/", safe=False))
+    assert len(seen) == 3
+
+
+async def test_a_gzip_body_is_unpacked() -> None:
+    """The market packs large replies; the caller never sees how."""
+    body = gzip.compress(b'{"offers": []}')
+    answer = replying(body, headers="Content-Encoding: gzip\r\n")
+    async with serving(answer) as wire, client() as http:
+        assert await get(http, wire.url) == b'{"offers": []}'
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (gzip.compress(b'{"offers": []}')[:-12], Unavailable),
+        (gzip.compress(b"{}") + b"more", Malformed),
+        (b"this is not gzip", Malformed),
+    ],
+    ids=["cut short", "something behind it", "no gzip"],
+)
+async def test_a_broken_gzip_body_is_never_parsed(body: bytes, kind: type[ProviderError]) -> None:
+    """H16: half of a packed body can unpack to valid JSON."""
+    answer = replying(body, headers="Content-Encoding: gzip\r\n")
+    async with serving(answer) as wire, client() as http:
+        assert type(await caught(get(http, wire.url))) is kind
+
+
+async def test_a_packing_that_was_not_asked_for_is_malformed() -> None:
+    """H18: each further format is one more way to make a little become a lot."""
+    answer = replying(b"\x1b[31mred", headers="Content-Encoding: br\r\n")
+    async with serving(answer) as wire, client() as http:
+        assert isinstance(await caught(get(http, wire.url)), Malformed)
+
+
+def bomb(size: int) -> bytes:
+    """Return `size` zero bytes, packed."""
+    pack = zlib.compressobj(level=1, wbits=31)
+    parts = [pack.compress(bytes(MIB)) for _ in range(size // MIB)]
+    return b"".join([*parts, pack.flush()])
+
+
+async def test_a_gzip_bomb_is_put_down_before_it_has_gone_off() -> None:
+    """H18: 200 kB became 200 MB in the library's own decoder."""
+    packed = bomb(256 * MIB)
+    answer = replying(packed, headers="Content-Encoding: gzip\r\n")
+    async with serving(answer) as wire, client() as http:
+        tracemalloc.start()
+        try:
+            error = await caught(get(http, wire.url))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert isinstance(error, Malformed)
+    assert "unpacks to over" in str(error)
+    assert peak < 4 * MAX_BYTES
+
+
+async def test_a_body_that_never_ends_is_cut_off_at_the_cap() -> None:
+    """H18: the cap holds on the wire too, and for errors as for successes."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 503 busy\r\nConnection: close\r\n\r\n")
+        while True:
+            writer.write(bytes(MIB))
+            await writer.drain()
+            wire.sent += MIB
+
+    async with serving(answer) as wire, client() as http:
+        error = await caught(get(http, wire.url))
+        assert isinstance(error, Malformed)
+        assert MAX_BYTES - MIB <= wire.sent <= 2 * MAX_BYTES
+
+
+async def test_a_body_just_under_the_cap_is_read() -> None:
+    """The caps are bounds, not habits: what keeps them arrives whole."""
+    packed = bomb(MAX_BYTES)
+    answer = replying(packed, headers="Content-Encoding: gzip\r\n")
+    async with serving(answer) as wire, client() as http:
+        assert len(await get(http, wire.url)) == MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>Please log in to the hotel's network</html>",
+        b"[" * 100_000,
+        b'{"a": 1',
+        b"\xff\xfe",
+    ],
+    ids=["empty", "html", "deep", "cut", "no text"],
+)
+async def test_a_200_that_is_not_json_is_malformed_and_quoted_briefly(body: bytes) -> None:
+    """H17, H19: at most 256 clean characters of it reach a log."""
+    async with serving(replying(body)) as wire, client() as http:
+        answer = await get(http, wire.url)
+    with pytest.raises(Malformed) as info:
+        decode("vastai", "offers", answer, dict[str, Any])
+    said = excerpt(body)
+    assert len(said) <= 256
+    assert said.isprintable()
+    assert said in str(info.value)
+
+
+async def test_a_redirect_is_not_followed_with_the_key_in_hand() -> None:
+    """H38: wherever it leads, it would be handed our key."""
+    async with (
+        serving(replying(b"{}")) as elsewhere,
+        serving(
+            replying(b"", status="307 moved", headers=f"Location: {elsewhere.url}/\r\n")
+        ) as wire,
+        client() as http,
+    ):
+        error = await caught(get(http, wire.url))
+        assert isinstance(error, Malformed)
+        assert elsewhere.connections == 0
+
+
+async def test_the_key_travels_in_its_header_and_nowhere_else() -> None:
+    """S4: URLs stand in every proxy's log."""
+    call = Call(method="PUT", url="", body={"price": Decimal("0.10"), "label": "gp4u"})
+    async with serving(replying(b"{}")) as wire, client() as http:
+        put = Call(method="PUT", url=f"{wire.url}/asks/1/", body=call.body)
+        await http.send("rent", put, safe=False, params={"a": "b c"})
+    lines = wire.heads[0].split("\r\n")
+    assert lines[0] == "PUT /asks/1/?a=b+c HTTP/1.1"
+    assert [line for line in lines if KEY in line] == [f"authorization: Bearer {KEY}"]
+    assert wire.bodies == [b'{"price":0.10,"label":"gp4u"}']
+
+
+async def test_no_error_shows_the_key_even_with_all_its_locals_printed() -> None:
+    """S4: a traceback is the most talkative log line there is."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        await replying(
+            f'{{"error": "auth_error", "msg": "bad key {KEY}"}}'.encode(), status="401 no"
+        )(wire, writer)
+
+    async with serving(answer) as wire, client() as http:
+        errors = [
+            await caught(get(http, wire.url)),
+            await caught(get(http, f"http://127.0.0.1:{closed_port()}/")),
+        ]
+        assert KEY not in repr(http)
+    for error in errors:
+        assert KEY not in str(error)
+        assert KEY not in repr(error)
+        told = traceback.TracebackException.from_exception(error, capture_locals=True)
+        assert not [frame for frame in told.format() if KEY in frame]
+
+
+async def test_a_key_that_the_provider_echoes_is_blotted_out_of_successes_too() -> None:
+    """S4: what is decoded may be logged, stored or printed later."""
+    async with serving(replying(f'{{"you": "{KEY}"}}'.encode())) as wire, client() as http:
+        assert await get(http, wire.url) == b'{"you": "[redacted]"}'
+
+
+@pytest.mark.parametrize("key", ["two\r\nx-injected: 1", "schlüssel", "tab\there"])
+def test_a_key_that_cannot_stand_in_a_header_is_refused_without_being_shown(key: str) -> None:
+    """S4: the library would quote it in its complaint, long after the start."""
+    with pytest.raises(BadInput) as info:
+        http_over(None, key=key)
+    assert key not in str(info.value)
+
+
+async def test_a_cookie_is_not_kept() -> None:
+    """One call must not shape the next, and what is kept is bounded: nothing."""
+    answer = replying(b"{}", headers="Set-Cookie: session=1; Path=/\r\n")
+    async with serving(answer) as wire, client() as http:
+        await get(http, wire.url)
+        await get(http, wire.url)
+    assert "cookie" not in wire.heads[1].lower()
+
+
+async def test_a_proxy_from_the_environment_never_sees_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """S4: it would see the key."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
+    async with serving(replying(b"{}")) as wire, client() as http:
+        assert await get(http, wire.url) == b"{}"
+
+
+async def test_the_observer_is_told_how_each_try_ended() -> None:
+    """Metrics count tries, and a try that ran out of time is not a success."""
+
+    async def hang(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    seen: list[tuple[str, str, type[object]]] = []
+
+    def observe(provider: str, operation: str, error: ProviderError | None, _s: float) -> None:
+        seen.append((provider, operation, type(error)))
+
+    slow = replying(b"too frequent", status="429 wait")
+    async with (
+        serving(replying(b"{}")) as fine,
+        serving(slow) as throttled,
+        serving(hang) as silent,
+        client(timeout_s=1.5, observe=observe) as http,
+    ):
+        await get(http, fine.url)
+        await caught(get(http, silent.url))
+        await caught(get(http, throttled.url))
+    assert seen == [
+        ("vastai", "offers", type(None)),
+        ("vastai", "offers", Unavailable),
+        ("vastai", "offers", Throttled),
+    ]
+
+
+# Results: documents that the provider points to.
+
+
+async def test_a_result_is_fetched_without_the_key_once_it_is_there() -> None:
+    """H41: hosts upload logs late; the storage host is a stranger to our key."""
+
+    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        missing = wire.connections < 3
+        reply = replying(b"no such key", status="403 no") if missing else replying(b"line\xff\n")
+        await reply(wire, writer)
+
+    async with serving(answer) as wire, client(allow_loopback=True) as http:
+        assert await http.fetch_result(f"{wire.url}/a%2Fb.log?sig=x%3D&e=1") == "line\ufffd\n"
+    assert wire.heads[0].startswith("GET /a%2Fb.log?sig=x%3D&e=1 HTTP/1.1\r\n")
+    assert wire.connections == 3
+    assert not [head for head in wire.heads if KEY in head or "authorization" in head.lower()]
+
+
+async def test_a_result_that_never_comes_is_empty_and_no_error() -> None:
+    """H41: no log is not an error."""
+    async with (
+        serving(replying(b"", status="404 no")) as wire,
+        client(allow_loopback=True) as http,
+    ):
+        assert await http.fetch_result(f"{wire.url}/1.log", deadline_s=0.3) == ""
+
+
+async def test_a_result_whose_host_cannot_be_reached_is_an_error() -> None:
+    """An empty log would look like a silent workload."""
+    async with client(allow_loopback=True) as http:
+        url = f"http://127.0.0.1:{closed_port()}/1.log"
+        error = await caught(http.fetch_result(url, deadline_s=0.3))
+    assert isinstance(error, Unavailable)
+
+
+async def test_a_result_that_leads_on_is_not_followed() -> None:
+    """S6: the second address was never checked."""
+    async with (
+        serving(replying(b"secret")) as inner,
+        serving(replying(b"", status="302 on", headers=f"Location: {inner.url}/\r\n")) as wire,
+        client(allow_loopback=True) as http,
+    ):
+        assert isinstance(await caught(http.fetch_result(wire.url)), Malformed)
+        assert inner.connections == 0
+
+
+async def test_a_result_is_bounded_like_a_reply() -> None:
+    """H18: a workload can print for ever."""
+    answer = replying(bomb(64 * MIB), headers="Content-Encoding: gzip\r\n")
+    async with serving(answer) as wire, client(allow_loopback=True) as http:
+        assert isinstance(await caught(http.fetch_result(wire.url)), Malformed)
+
+
+REFUSED_URLS = [
+    "http://127.0.0.1:9/x",
+    "https://127.0.0.1:9/x",
+    "https://[::1]/x",
+    "https://[::ffff:127.0.0.1]/x",
+    "https://10.1.2.3/x",
+    "https://192.168.1.1/x",
+    "https://172.16.0.1/x",
+    "https://100.64.0.1/x",
+    "https://169.254.169.254/latest/meta-data/",
+    "https://[fe80::1]/x",
+    "https://[fd00::1]/x",
+    "https://[64:ff9b::7f00:1]/x",
+    "https://0.0.0.0/x",
+    "https://224.0.0.1/x",
+    "http://8.8.8.8/x",
+    "ftp://8.8.8.8/x",
+    "file:///etc/passwd",
+    "https://user:secret@8.8.8.8/x",
+    "https:///x",
+    "not a url",
+    "https://8.8.8.8:99999/x",
+    "https://8.8.8.8/" + "x" * 3000,
+    "",
+]
+
+
+@pytest.mark.parametrize("url", REFUSED_URLS, ids=lambda url: url[:40] or "empty")
+async def test_a_result_url_that_is_not_plain_https_to_a_public_address_is_refused(
+    url: str,
+) -> None:
+    """S6: it is foreign text, and would be fetched from inside our network."""
+    script = Script(httpx2.Response(200, text="secret"))
+    assert isinstance(await caught(http_over(script).fetch_result(url)), Malformed)
+    assert script.requests == []
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let every name resolve to these addresses."""
+
+    async def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        kinds = [socket.AF_INET6 if ":" in a else socket.AF_INET for a in addresses]
+        return [
+            (k, socket.SOCK_STREAM, 6, "", (a, port)) for k, a in zip(kinds, addresses, strict=True)
+        ]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [("10.0.0.1",), ("127.0.0.1",), ("8.8.8.8", "10.0.0.1"), ("8.8.8.8", "fe80::1%2")],
+    ids=str,
+)
+async def test_a_name_that_resolves_to_a_private_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
+) -> None:
+    """S6: the check is on the address, and one bad one among many spoils the name."""
+    resolving(monkeypatch, *addresses)
+    http = http_over(Script(httpx2.Response(200, text="secret")))
+    assert isinstance(await caught(http.fetch_result("https://logs.example/1")), Malformed)
+
+
+async def test_a_name_is_connected_to_at_the_address_that_was_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """S6: a second look-up could give another answer; certificate and `Host` stay the name's."""
+    resolving(monkeypatch, "8.8.8.8")
+    script = Script(httpx2.Response(200, text="log"))
+    assert await http_over(script).fetch_result("https://logs.example:8443/1?a=b") == "log"
+    (sent,) = script.requests
+    assert str(sent.url) == "https://8.8.8.8:8443/1?a=b"
+    assert sent.headers["host"] == "logs.example:8443"
+    assert sent.extensions["sni_hostname"] == "logs.example"
+    assert sent.headers["connection"] == "close", "its session must not serve the next name"
+    assert "authorization" not in sent.headers
+
+
+async def test_the_next_address_of_a_name_is_tried_where_one_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Storage hosts publish IPv6 addresses that not every network can reach."""
+    resolving(monkeypatch, "2001:4860:4860::8888", "8.8.8.8")
+    script = Script(httpx2.ConnectError("unreachable"), httpx2.Response(200, text="log"))
+    assert await http_over(script).fetch_result("https://logs.example/1") == "log"
+    assert [r.url.host for r in script.requests] == ["2001:4860:4860::8888", "8.8.8.8"]
+
+
+def test_an_ipv6_address_that_stands_for_an_ipv4_one_is_judged_as_that() -> None:
+    """S6: else `::ffff:` would be a way round every rule."""
+
+    def may(text: str, **more: bool) -> bool:
+        return may_connect(ipaddress.ip_address(text), **more)
+
+    assert may("8.8.8.8")
+    assert may("2606:4700::1111")
+    assert may("::ffff:8.8.8.8")
+    assert not may("::ffff:10.0.0.1")
+    assert not may("2002:0a00:0001::1")
+    assert not may("2001:0:4136:e378:8000:63bf:3fff:fdd2")
+    assert not may("fec0::1")
+    assert not may("::1")
+    assert may("::1", allow_loopback=True)
+    assert may("::ffff:127.0.0.1", allow_loopback=True)
+    assert not may("10.0.0.1", allow_loopback=True)
+
+
+def test_foreign_text_cannot_steer_a_terminal() -> None:
+    """S8: escapes, controls and direction marks become spaces, and a line stays a line."""
+    said = harmless("a\x1b[31mb\r\nc\u202ed\x9be")
+    assert said == "a [31mb  c d e"
+    assert len(harmless("x" * 1000)) == 160
