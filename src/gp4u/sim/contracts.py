@@ -1,0 +1,208 @@
+"""A contract: what a renter asked for, its states, and what can go wrong on the way.
+
+Hides the script of a boot. `boot_plan` turns a contract and its trouble into timed steps; `World`
+carries them out. Kept apart from the world so that a new kind of trouble is written in one place.
+
+Source of states and texts: Vast.ai documentation (instance states, troubleshooting) and public bug
+reports that quote `status_msg`, checked 2026-11.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from decimal import Decimal
+from enum import StrEnum
+from random import Random
+from typing import assert_never
+
+import msgspec
+
+from gp4u.sim.market import Machine
+from gp4u.sim.runtime import Port, Running
+
+
+class Trouble(StrEnum):
+    """What can befall one contract; scripted when it is made."""
+
+    OCI_ERROR = "oci_error"
+    """The container cannot be created; stays `created` with the runtime's error text."""
+    PULL_ERROR = "pull_error"
+    SLOW_PULL = "slow_pull"
+    """Twenty times the usual boot, with a text that stands still."""
+    STUCK = "stuck"
+    """Loads for ever."""
+    DEAD_START = "dead_start"
+    """Comes up and exits at once."""
+    OFFLINE = "offline"
+    """The host is out of contact for a while in mid-boot."""
+    HOST_LOSS = "host_loss"
+    """The host is lost for good after the contract ran."""
+    OUTBID_LOADING = "outbid_loading"
+    OUTBID_RUNNING = "outbid_running"
+    FLICKER = "flicker"
+    """Reported as loading for a while although it serves."""
+    QUEUED = "queued"
+    """Waits for its GPU before it boots."""
+    NO_PORTS = "no_ports"
+    """Runs, but the host forwards nothing."""
+    WRONG_MACHINE = "wrong_machine"
+    """Placed on another machine than the offer's."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What a renter asked for; `extra` is kept for the dialect to echo."""
+
+    image: str
+    disk_gb: Decimal
+    label: str | None = None
+    bid_usd_per_hour: Decimal | None = None
+    """For the whole instance; None: on demand."""
+    command: tuple[str, ...] | None = None
+    entrypoint: str | None = None
+    env: Mapping[str, str] = {}
+    ports: tuple[Port, ...] = ()
+    start: bool = True
+    extra: Mapping[str, object] = {}
+
+
+class Step(msgspec.Struct, frozen=True):
+    """Something that happens to a contract by itself, at a time of the world's clock."""
+
+    at: float
+    kind: str
+    text: str = ""
+
+
+class Contract:
+    """One instance: the renter's order, what became of it, and what it has cost."""
+
+    def __init__(
+        self,
+        contract_id: int,
+        offer_id: int,
+        machine: Machine,
+        gpus: tuple[int, ...],
+        order: Order,
+        at: float,
+    ) -> None:
+        self.id, self.offer_id, self.machine, self.gpus, self.order = (
+            contract_id,
+            offer_id,
+            machine,
+            gpus,
+            order,
+        )
+        self.label = order.label
+        self.created_at, self.destroyed_at = at, None  # type: float, float | None
+        self.bid = order.bid_usd_per_hour
+        self.gpu_usd_per_hour = self.bid or machine.usd_per_gpu_hour * len(gpus)
+        self.disk_usd_per_hour = machine.storage_usd_per_hour(order.disk_gb)
+        self.actual: str | None = None
+        self.intended = self.cur = self.next = "running"
+        self.status_msg: str | None = None
+        self.up = False
+        """The container really runs: this, not `actual`, is what GPU time is billed by."""
+        self.offline = False
+        self.holds_gpus = True
+        self.ports: dict[tuple[int, str], int] = {}
+        self.hides_ports = False
+        self.ran_since: float | None = None
+        self.logs_kept = ""
+        """What the last process printed, once it is gone."""
+        self.running: Running | None = None
+        self.plan: list[Step] = []
+        self.accrued_to = at
+        self.charges: defaultdict[tuple[int, str], Decimal] = defaultdict(Decimal)
+        """(UTC day number, `gpu` | `disk` | `bwd` | `bwu`) -> dollars so far."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still exists, running or not; only then can it cost anything."""
+        return self.destroyed_at is None
+
+    @property
+    def queued(self) -> bool:
+        """Whether it is stopped and waits for its GPUs to start again."""
+        return self.cur == "stopped" and self.next == "running"
+
+
+def boot_plan(
+    contract: Contract,
+    random: Random,
+    *,
+    at: float,
+    boot_s: float,
+    trouble: Trouble | None,
+    trouble_s: float | None,
+) -> list[Step]:
+    """Return the steps from a rent at `at` to running, or to wherever the trouble leads.
+
+    Args:
+        boot_s: time from rent to running, without trouble.
+        trouble_s: how long a passing trouble lasts, or how long after running a later one strikes.
+    """
+    plan: list[Step] = []
+    if trouble is Trouble.SLOW_PULL:
+        boot_s *= 20
+    if trouble is Trouble.QUEUED:
+        plan.append(Step(at, "scheduling"))
+        at += 5 * boot_s if trouble_s is None else trouble_s
+    half = at + 0.5 * boot_s
+    up = at + boot_s
+    after = up + (5.0 if trouble_s is None else trouble_s)
+    plan += [
+        Step(at + 0.05 * boot_s, "created"),
+        Step(at + 0.15 * boot_s, "loading", _pulling(random)),
+    ]
+    texts = [Step(at + part * boot_s, "message", _pulling(random)) for part in (0.3, 0.45, 0.7)]
+    match trouble:
+        case Trouble.OCI_ERROR:
+            return [plan[0], Step(at + 0.15 * boot_s, "message", _oci_error(contract))]
+        case Trouble.PULL_ERROR:
+            return [*plan, *texts, Step(up, "message", _pull_error(contract))]
+        case Trouble.STUCK:
+            return plan + texts
+        case Trouble.SLOW_PULL:
+            return [*plan, Step(up, "start")]
+        case Trouble.OUTBID_LOADING:
+            return [*plan, *texts[:2], Step(half, "outbid")]
+        case Trouble.OFFLINE:
+            back = half + (600.0 if trouble_s is None else trouble_s)
+            return [
+                *plan,
+                Step(half, "offline"),
+                Step(back, "online"),
+                Step(back + 0.5 * boot_s, "start"),
+            ]
+        case Trouble.DEAD_START:
+            return [*plan, *texts, Step(up, "start"), Step(up + 0.1, "dead")]
+        case Trouble.OUTBID_RUNNING:
+            return [*plan, *texts, Step(up, "start"), Step(after, "outbid")]
+        case Trouble.HOST_LOSS:
+            return [*plan, *texts, Step(up, "start"), Step(after, "offline")]
+        case Trouble.FLICKER:
+            flicker = [Step(after, "flicker"), Step(after + 10.0, "steady")]
+            return [*plan, *texts, Step(up, "start"), *flicker]
+        case Trouble.QUEUED | Trouble.NO_PORTS | Trouble.WRONG_MACHINE | None:
+            return [*plan, *texts, Step(up, "start")]
+        case _:
+            assert_never(trouble)
+
+
+def _pulling(random: Random) -> str:
+    layer = f"{random.getrandbits(48):012x}"
+    return f"{layer}: {random.choice(('Pulling fs layer', 'Downloading', 'Extracting'))}"
+
+
+def _oci_error(contract: Contract) -> str:
+    return (
+        "Error response from daemon: failed to create task for container: failed to create shim "
+        "task: OCI runtime create failed: runc create failed: unable to start container process "
+        f"of C.{contract.id}"
+    )
+
+
+def _pull_error(contract: Contract) -> str:
+    image = contract.order.image
+    return f"Error response from daemon: manifest for {image} not found: manifest unknown"

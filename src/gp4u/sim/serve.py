@@ -1,0 +1,255 @@
+"""Simulated providers on loopback ports, for a person, the demo and tests.
+
+Hides the server: which port, how it starts and stops, and how a fault kills a real connection.
+Everything runs inside one task group that is left only when the programs in rented instances have
+been stopped. Printing the ready line is the command line's part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from decimal import Decimal
+from random import Random
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gp4u.clock import SystemClock
+from gp4u.sim.faults import Faults, Kind
+from gp4u.sim.runtime import Runtime, container, pretend, process
+from gp4u.sim.vastai import vast_app
+from gp4u.sim.vastai_gate import ABORT, VastSettings
+from gp4u.sim.world import World
+
+PROVIDERS = ("vastai",)
+RUNTIMES = ("pretend", "process", "container", "auto")
+BOOT_S = (1.0, 4.0)
+"""From rent to running: short, so that nobody need wait."""
+_LATE_MARGIN_S = 1.0
+
+
+class NoEngineError(RuntimeError):
+    """`container` was asked for, and neither Docker nor podman answers."""
+
+
+class Simulator:
+    """One simulated provider that listens."""
+
+    def __init__(
+        self, provider: str, world: World, faults: Faults, settings: VastSettings, port: int
+    ) -> None:
+        self.provider, self.world, self.faults = provider, world, faults
+        self.settings = settings
+        self.api_key = settings.api_key
+        self.origin = f"http://127.0.0.1:{port}"
+        self.base_url = f"{self.origin}/api/v0"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables a client needs to speak to this one, and to wait no longer than it must."""
+        slow = {rule.kind: rule.seconds or 15.0 for rule in self.faults.rules}
+        lag = max(
+            self.settings.list_lag_s[1],
+            slow.get(Kind.LATE_LISTING, 0.0),
+            slow.get(Kind.LIST_STALE, 0.0),
+        )
+        late = slow.get(Kind.LATE_EFFECT, 0.0)
+        return {
+            "VASTAI_BASE_URL": self.base_url,
+            "VASTAI_API_KEY": self.api_key,
+            "GP4U_ALLOW_LOOPBACK": "1",
+            "VASTAI_SETTLE_S": str(math.ceil(lag + _LATE_MARGIN_S)),
+            "VASTAI_LATE_WINDOW_S": str(math.ceil(late + _LATE_MARGIN_S)),
+            "VASTAI_BILL_LAG_S": str(math.ceil(self.settings.charges_lag_s)),
+        }
+
+    @property
+    def ready_line(self) -> dict[str, object]:
+        """What `sim serve` prints as one line of JSON once it listens."""
+        return {
+            "provider": self.provider,
+            "base_url": self.base_url,
+            "api_key": self.api_key,
+            "env": self.env,
+        }
+
+
+async def open_runtime(name: str, random: Random) -> Runtime:
+    """Return a runtime by name; `auto` is `container` where an engine answers, else `process`.
+
+    Raises:
+        NoEngineError: `container`, and no engine answers.
+        ValueError: no such name.
+    """
+    match name:
+        case "pretend":
+            return pretend(random)
+        case "process":
+            return process()
+        case "container" | "auto":
+            found = await container()
+            if found is None and name == "container":
+                raise NoEngineError("no container engine answers (Docker or podman)")
+            return found or process()
+        case _:
+            raise ValueError(f"runtime: {name!r} is not one of {', '.join(RUNTIMES)}")
+
+
+@asynccontextmanager
+async def simulator(
+    provider: str = "vastai",
+    *,
+    port: int = 0,
+    seed: int = 1,
+    offers: int = 200,
+    runtime_name: str = "pretend",
+    faults: Faults | None = None,
+    boot_scale: float = 1.0,
+    settings: VastSettings | None = None,
+    credit_usd: Decimal = Decimal("25"),
+) -> AsyncIterator[Simulator]:
+    """Run a simulated provider on 127.0.0.1 for as long as the context lasts.
+
+    Args:
+        port: 0 takes a free one.
+        boot_scale: factor on `BOOT_S`.
+
+    Raises:
+        ValueError: no such provider or runtime.
+        NoEngineError: `container`, and no engine answers.
+        OSError: the port is taken.
+    """
+    if provider not in PROVIDERS:
+        raise ValueError(f"provider: {provider!r} is not one of {', '.join(PROVIDERS)}")
+    random = Random(seed)  # noqa: S311 -- a market, not secrets
+    if settings is None:
+        settings = VastSettings(api_key=f"{random.getrandbits(256):064x}")
+    faults = Faults() if faults is None else faults
+    world = World(
+        asyncio.get_running_loop().time,
+        random,
+        runtime=await open_runtime(runtime_name, Random(random.getrandbits(64))),  # noqa: S311 -- ports
+        offers=offers,
+        credit_usd=credit_usd,
+        boot_s=(BOOT_S[0] * boot_scale, BOOT_S[1] * boot_scale),
+        stop_s=0.5 * boot_scale,
+        epoch_s=SystemClock().now().timestamp(),
+    )
+    failure: Exception | None = None
+    try:
+        with _listening(port) as listener:
+            server = _Server(vast_app(world, faults, settings))
+            bound: int = listener.getsockname()[1]
+            async with asyncio.TaskGroup() as tasks:
+                serving = tasks.create_task(server.serve(sockets=[listener]))
+                moving = tasks.create_task(world.run())
+                await server.up.wait()
+                try:
+                    yield Simulator(provider, world, faults, settings, bound)
+                except Exception as error:  # noqa: BLE001 -- raised below, outside of the group
+                    failure = error
+                finally:
+                    server.should_exit = True
+                    await asyncio.wait([serving])
+                    moving.cancel()
+    finally:
+        await world.aclose()
+    if failure is not None:
+        raise failure
+
+
+async def serve(
+    providers: Sequence[str],
+    *,
+    port: int = 0,
+    seed: int = 1,
+    offers: int = 200,
+    runtime_name: str = "pretend",
+    faults: Faults | None = None,
+    boot_scale: float = 1.0,
+    ready: Callable[[dict[str, object]], None],
+) -> None:
+    """Run simulated providers until SIGTERM or SIGINT, then stop them and all that runs in them.
+
+    Args:
+        port: of the first provider; the next ones take the following ports. 0: free ones.
+        ready: called once per provider when it listens, with its ready line.
+
+    Raises:
+        ValueError: no such provider or runtime.
+        NoEngineError: `container`, and no engine answers.
+        OSError: a port is taken.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with AsyncExitStack() as stack:
+            for place, provider in enumerate(providers):
+                running = await stack.enter_async_context(
+                    simulator(
+                        provider,
+                        port=port + place if port else 0,
+                        seed=seed,
+                        offers=offers,
+                        runtime_name=runtime_name,
+                        faults=faults,
+                        boot_scale=boot_scale,
+                    )
+                )
+                ready(running.ready_line)
+            await stop.wait()
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _listening(port: int) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        yield listener
+
+
+class _Protocol(H11Protocol):
+    """Offers each call a way to kill its connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, ABORT: transport.abort}
+
+
+class _Server(uvicorn.Server):
+    """A quiet server inside somebody else's process: no signal handlers, no log of its own."""
+
+    def __init__(self, app: object) -> None:
+        self.up = asyncio.Event()
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]  # any ASGI app; uvicorn's union is narrower
+                http=_Protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
