@@ -1,0 +1,442 @@
+"""Where an offer becomes an instance, and stops being one.
+
+`rent` decides, writes an intent, sends the rent call once, and then follows the rental through the
+reconciler until its workload answers. Whatever cuts it short - a crash, a cancellation, a lost
+reply - leaves an intent on disk that the reconciler settles by key; nothing here has to clean up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from decimal import Decimal
+from random import Random
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from gp4u.book import Book
+from gp4u.clock import Clock
+from gp4u.errors import (
+    BadInput,
+    CircuitBreakerOpen,
+    Denied,
+    NothingFits,
+    OfferGone,
+    OutcomeUnknown,
+    OwnerHasRental,
+    ProviderError,
+    RateLimitExceeded,
+    Refused,
+    StaleRental,
+    Throttled,
+    Unavailable,
+)
+from gp4u.model import Candidate, Decision, Demand, Offer, RentalKey, Workload
+from gp4u.providers.contract import Ability, Call, Provider, Query
+from gp4u.rentals import rental as rentals
+from gp4u.rentals.ledger import Ledger
+from gp4u.rentals.reconcile import Reconciler
+from gp4u.rentals.rental import Rental, RentalState
+
+MAX_ATTEMPTS: Final = 5
+"""Candidates tried for one rent before it gives up."""
+COOL_S: Final = 60.0
+"""An offer that was gone is not tried again for so long."""
+THROTTLED_WAIT_S: Final = 20.0
+FIRST_POLL_S: Final = 1.0
+SLOWEST_POLL_S: Final = 10.0
+
+
+class Decided(Struct, frozen=True):
+    """The choice is made; nothing is paid yet."""
+
+    decision: Decision
+
+
+class Intended(Struct, frozen=True):
+    """The intent is on disk; the rent call comes next."""
+
+    rental: Rental
+    candidate: Candidate
+
+
+class Rented(Struct, frozen=True):
+    """The provider confirmed an instance."""
+
+    rental: Rental
+
+
+class Unsettled(Struct, frozen=True):
+    """The reply was lost or unclear: listings will tell."""
+
+    rental: Rental
+    detail: str
+
+
+class Watched(Struct, frozen=True):
+    """A look at a rental that is not settled yet; `probe` says why its workload does not answer."""
+
+    rental: Rental
+    probe: str
+    problem: str
+
+
+class Dropped(Struct, frozen=True):
+    """This candidate came to nothing; another may be tried."""
+
+    rental: Rental
+    reason: str
+
+
+class Settled(Struct, frozen=True):
+    """The rental reached the state that was waited for."""
+
+    rental: Rental
+
+
+Progress = Decided | Intended | Rented | Unsettled | Watched | Dropped | Settled
+Tell = Callable[[Progress], None]
+
+
+def _silent(_progress: Progress) -> None:
+    return
+
+
+class Broker:
+    """Rents and releases; see the module's docstring."""
+
+    def __init__(
+        self,
+        *,
+        providers: Mapping[str, Provider],
+        book: Book,
+        ledger: Ledger,
+        reconciler: Reconciler,
+        clock: Clock,
+        random: Random,
+        max_offer_age_s: float,
+    ) -> None:
+        self._providers, self._book, self._ledger = providers, book, ledger
+        self._reconciler, self._clock, self._random = reconciler, clock, random
+        self._max_offer_age_s = max_offer_age_s
+        self._cooling: dict[tuple[str, str], float] = {}
+
+    async def decide(self, demand: Demand) -> Decision:
+        """Return the explained choice over the book's newest offers; changes nothing."""
+        snapshot = await self._book.snapshot(Query(requirements=demand.requirements))
+        from gp4u.selection.decide import decide  # numpy: 130 ms that looking and releasing spare
+
+        return decide(snapshot, demand, at=self._clock.now(), max_age_s=self._max_offer_age_s)
+
+    async def dry_run(
+        self, demand: Demand, workload: Workload
+    ) -> tuple[Decision, tuple[Call, ...]]:
+        """Return the decision and the calls that `rent` would send for it; sends none of them.
+
+        Raises:
+            BadInput: the winner's market cannot take this workload.
+        """
+        decision = await self.decide(demand)
+        best = decision.best
+        if best is None:
+            return decision, ()
+        key = self._ledger.mint(self._random)
+        return decision, self._providers[best.offer.provider].rent_calls(best.offer, workload, key)
+
+    async def rent(
+        self,
+        owner: str,
+        demand: Demand,
+        workload: Workload,
+        *,
+        wait: bool = True,
+        tell: Tell = _silent,
+    ) -> Rental:
+        """Rent the best offer that can be had; return the rental once its workload answers.
+
+        With `wait=False` it returns as soon as the provider confirmed an instance, or as soon as it
+        is clear that only listings can tell (the rental is then still `intended`).
+
+        Raises:
+            NothingFits: no offer passes the demand; nothing was sent.
+            OwnerHasRental: the owner already has a live rental; nothing was sent.
+            BadInput: no market can take this workload; nothing was sent.
+            OutcomeUnknown: patience ended without a sign of the instance; it is being sought.
+            ProviderError: every candidate came to nothing; the last reason.
+        """
+        decision = await self.decide(demand)
+        tell(Decided(decision))
+        if decision.best is None:
+            raise NothingFits(decision)
+        from gp4u.selection.decide import to_json  # as above
+
+        stored = msgspec.json.encode(to_json(decision, top=20, rejections=False))
+        failure: Exception | None = None
+        machines: set[tuple[str, str | None]] = set()
+        tried: list[RentalKey] = []
+        may_cost: list[RentalKey] = []
+        for candidate in decision.candidates:
+            machine = (candidate.offer.provider, candidate.offer.machine_id)
+            if self._is_cooling(candidate.offer) or (machine[1] and machine in machines):
+                continue
+            if len(tried) == MAX_ATTEMPTS:
+                break
+            try:
+                rental = await self._attempt(
+                    owner, demand, workload, candidate, stored, tell, tried
+                )
+                if not wait:
+                    return rental
+                rental = await self._follow(rental, tell)
+            except Denied:
+                raise  # what was made, if anything, cannot be released either
+            except (BadInput, OwnerHasRental) as error:
+                failure = error
+                break
+            except ProviderError as error:
+                failure = error
+                if isinstance(error, Refused) and error.instance_id is not None:
+                    may_cost.append(tried[-1])
+                if isinstance(error, Refused) and error.code == "insufficient_credit":
+                    break
+                continue
+            if rental.state is RentalState.RUNNING:
+                tell(Settled(rental))
+                return rental
+            tell(Dropped(rental, rental.reason))
+            machines.add(machine)
+            may_cost.append(rental.key)
+            failure = _failure(rental)
+        for key in may_cost:
+            await self.release(key, tell=tell)  # nobody else may be there to see it through
+        raise failure or NothingFits(decision)
+
+    async def release(
+        self, key: RentalKey, *, reason: str = "asked", wait: bool = True, tell: Tell = _silent
+    ) -> Rental:
+        """Begin to release a rental, and wait for the proof that nothing is left of it.
+
+        Releasing what is already releasing or released is no error.
+
+        Raises:
+            BadInput: there is no such rental.
+            Refused: another account pays for it, so this key cannot release it.
+        """
+        rental = await self._begin_release(key, reason)
+        started = asyncio.get_running_loop().time()
+        while rental.is_open:
+            problem = await self._look(rental.provider)
+            rental = await self._read(key)
+            if not rental.is_open:
+                break
+            if rental.account not in ("", await self._reconciler.account(rental.provider)):
+                raise Refused(
+                    rental.provider,
+                    "release",
+                    f"rental {key} is paid by account {rental.account}, and the key in force is of "
+                    "another one",
+                    code="other_account",
+                )
+            if not wait and rental.release_tried_at is not None and not problem:
+                return rental
+            tell(Watched(rental, "", problem))
+            await asyncio.sleep(_pause_s(asyncio.get_running_loop().time() - started))
+        tell(Settled(rental))
+        return rental
+
+    async def forget(self, key: RentalKey) -> Rental:
+        """Close a rental on a person's word, without any proof; for what no key can reach any more.
+
+        Raises:
+            BadInput: there is no such rental.
+        """
+        rental = await self._begin_release(key, "forgotten_by_user")
+        if not rental.is_open:
+            return rental
+        at = self._clock.now()
+        text = "closed on the user's word; nothing was proved"
+        return await self._ledger.move(
+            rental, rentals.close(rental, at=at), at=at, kind="forgotten", text=text
+        )
+
+    async def _begin_release(self, key: RentalKey, reason: str) -> Rental:
+        while True:
+            rental = await self._read(key)
+            if not rental.is_live:
+                return rental
+            at = self._clock.now()
+            try:
+                return await self._ledger.move(
+                    rental, rentals.give_up(rental, reason, at=at), at=at
+                )
+            except StaleRental:
+                continue  # somebody moved it meanwhile: read again
+
+    async def _attempt(
+        self,
+        owner: str,
+        demand: Demand,
+        workload: Workload,
+        candidate: Candidate,
+        stored: bytes,
+        tell: Tell,
+        tried: list[RentalKey],
+    ) -> Rental:
+        """Put the intent on disk, send the rent call once, record its outcome.
+
+        The key is added to `tried` as soon as its intent is on disk.
+        """
+        offer = candidate.offer
+        provider = self._providers[offer.provider]
+        if not _can_hold(provider):
+            raise Refused(offer.provider, "rent", "cannot list by our key", code="unlabelled")
+        policy = self._reconciler.policy(offer.provider)
+        account = await self._reconciler.account(offer.provider)
+        key = self._ledger.mint(self._random)
+        provider.rent_calls(offer, workload, key)  # raises BadInput before anything is written
+        intent = rentals.intend(
+            key=key,
+            owner=owner,
+            offer=offer,
+            workload=workload,
+            account=account,
+            ceiling_usd_per_hour=_ceiling(offer, demand),
+            at=self._clock.now(),
+            patience=policy.patience,
+            epoch=self._ledger.epoch,
+        )
+        await self._ledger.intend(intent, stored)
+        tried.append(key)
+        tell(Intended(intent, candidate))
+        try:
+            instance_id = await provider.rent(offer, workload, key)
+        except OutcomeUnknown as error:
+            tell(Unsettled(intent, error.detail))
+            return await self._doubt(intent, error.detail, policy.late)
+        except ProviderError as error:
+            await self._came_to_nothing(intent, error, tell)
+            raise
+        rental = await self._confirm(intent, instance_id, policy.settle)
+        tell(Rented(rental))
+        return rental
+
+    async def _confirm(self, intent: Rental, instance_id: str, settle: timedelta) -> Rental:
+        at = self._clock.now()
+        after = rentals.confirm(intent, instance_id, at=at, settle=settle)
+        try:
+            return await self._ledger.move(intent, after, at=at, text=f"instance {instance_id}")
+        except StaleRental:
+            # Another process listed it and adopted it before the reply reached us, or began to
+            # release it. What it wrote holds; our reply only adds the id, which it found by key.
+            return await self._read(intent.key)
+
+    async def _doubt(self, intent: Rental, detail: str, late: timedelta) -> Rental:
+        at = self._clock.now()
+        try:
+            after = rentals.doubt(intent, at=at, late=late)
+            return await self._ledger.move(intent, after, at=at, kind="unknown", text=detail)
+        except StaleRental:
+            return await self._read(intent.key)  # a listing has settled it already
+
+    async def _came_to_nothing(self, intent: Rental, error: ProviderError, tell: Tell) -> None:
+        """Record a clean no: nothing was made, or the error itself told what was."""
+        at = self._clock.now()
+        settle = self._reconciler.policy(intent.provider).settle
+        instance_id = error.instance_id if isinstance(error, Refused) else None
+        try:
+            rental = await self._ledger.move(
+                intent,
+                rentals.give_up(
+                    intent,
+                    _reason(error),
+                    at=at,
+                    provable_at=at + settle,
+                    instance_id=instance_id,
+                ),
+                at=at,
+                text=f"{_reason(error)}: {error.detail}",
+            )
+        except StaleRental:
+            rental = await self._read(intent.key)
+        if isinstance(error, OfferGone):
+            loop = asyncio.get_running_loop()
+            self._cooling[intent.provider, intent.offer_id] = loop.time() + COOL_S
+        tell(Dropped(rental, _reason(error)))
+        if isinstance(error, Throttled):
+            await asyncio.sleep(min(THROTTLED_WAIT_S, error.retry_after_s or THROTTLED_WAIT_S))
+
+    async def _follow(self, rental: Rental, tell: Tell) -> Rental:
+        """Look at the provider until the rental runs or is no longer live."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        pause_s = FIRST_POLL_S
+        while True:
+            await asyncio.sleep(pause_s)
+            problem = await self._look(rental.provider)
+            rental = await self._read(rental.key)
+            if rental.state is RentalState.RUNNING or not rental.is_live:
+                return rental
+            tell(Watched(rental, self._reconciler.probes.get(rental.key, ""), problem))
+            pause_s = _pause_s(loop.time() - started)
+
+    async def _look(self, provider: str) -> str:
+        """Run one tick; return why it failed, or an empty text."""
+        try:
+            tick = await self._reconciler.tick(provider)
+        except Denied:
+            raise
+        except ProviderError as error:
+            return str(error)
+        return "; ".join(tick.problems)
+
+    async def _read(self, key: str) -> Rental:
+        rental = await self._ledger.get(key)
+        if rental is None:
+            raise BadInput("key", key, "no rental has this key")
+        return rental
+
+    def _is_cooling(self, offer: Offer) -> bool:
+        return self._cooling.get(offer.id, 0.0) > asyncio.get_running_loop().time()
+
+
+def _pause_s(waited_s: float) -> float:
+    """Return how long to wait before the next look: often at first, then every ten seconds."""
+    return min(SLOWEST_POLL_S, max(FIRST_POLL_S, waited_s / 6))
+
+
+def _can_hold(provider: Provider) -> bool:
+    return Ability.LABELS in provider.spec.can
+
+
+def _ceiling(offer: Offer, demand: Demand) -> Decimal:
+    """Return the price above which the machine is not wanted: the budget, else the offer's."""
+    return demand.requirements.max_price_usd_per_hour or offer.price_usd_per_hour
+
+
+def _reason(error: ProviderError) -> str:
+    match error:
+        case OfferGone():
+            return "offer_gone"
+        case Refused():
+            return f"refused:{error.code}" if error.code else "refused"
+        case Denied():
+            return "denied"
+        case Throttled():
+            return "throttled"
+        case CircuitBreakerOpen() | RateLimitExceeded() | Unavailable():
+            return "not_sent"
+        case _:
+            return "failed"
+
+
+def _failure(rental: Rental) -> ProviderError:
+    """Say as an error what became of a rental that did not come to run."""
+    detail = f"rental {rental.key} was given up: {rental.reason}"
+    if rental.seen_status:
+        detail += f" ({rental.seen_status})"
+    if rental.reason in ("never_rented", "never_listed"):
+        return OutcomeUnknown(rental.provider, "rent", detail, key=rental.key)
+    return Unavailable(rental.provider, "rent", detail)

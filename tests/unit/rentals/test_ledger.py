@@ -1,0 +1,265 @@
+"""The ledger on a real SQLite file: durable intents, guarded moves, one live rental per owner."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from gp4u.errors import BadInput, LedgerLocked, LedgerUnusable, OwnerHasRental, StaleRental
+from gp4u.model import InstanceState
+from gp4u.rentals import rental as rentals
+from gp4u.rentals.ledger import Ledger, open_ledger
+from gp4u.rentals.rental import RentalState
+from tests.unit.rentals.builders import AT, POLICY, after, intended, seen
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/deep/ledger.db"
+
+
+@pytest.fixture
+async def ledger(url: str) -> AsyncIterator[Ledger]:
+    async with open_ledger(url) as opened:
+        yield opened
+
+
+async def test_an_intent_survives_a_process_that_is_killed(url: str, tmp_path: Path) -> None:
+    """P1: the row is on disk when `intend` returns, whatever happens to the process next."""
+    script = tmp_path / "die.py"
+    script.write_text(
+        "import asyncio, os, signal\n"
+        "from gp4u.rentals.ledger import open_ledger\n"
+        "from tests.unit.rentals.builders import intended\n"
+        "async def main():\n"
+        f"    async with open_ledger({url!r}) as ledger:\n"
+        "        await ledger.intend(intended('cli:killed'), b'{}')\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    root = Path(__file__).parents[3]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, script, cwd=root, env={"PYTHONPATH": str(root)}
+    )
+    assert await process.wait() == -signal.SIGKILL
+
+    async with open_ledger(url) as again:
+        (found,) = await again.open_rentals()
+
+    assert found.owner == "cli:killed"
+    assert found.state is RentalState.INTENDED
+
+
+async def test_an_owner_has_one_live_rental(ledger: Ledger) -> None:
+    """L2: the second intent is refused, and names the first."""
+    first = intended("cli:a")
+    await ledger.intend(first, b"{}")
+
+    with pytest.raises(OwnerHasRental) as refused:
+        await ledger.intend(intended("cli:a"), b"{}")
+
+    assert refused.value.key == first.key
+
+
+async def test_the_index_itself_forbids_a_second_live_rental(ledger: Ledger, url: str) -> None:
+    """The database keeps the promise even against code that forgets to ask."""
+    await ledger.intend(intended("cli:a"), b"{}")
+    with (
+        sqlite3.connect(url.removeprefix("sqlite:///")) as raw,
+        pytest.raises(sqlite3.IntegrityError, match=r"rentals\.owner"),
+    ):
+        raw.execute(
+            "insert into rentals select 'other', owner, provider, state, version, epoch,"
+            " instance_id, intended_at, body from rentals"
+        )
+    raw.close()
+
+
+async def test_a_releasing_rental_lets_its_owner_rent_again(ledger: Ledger) -> None:
+    """Releasing may take hours; the owner need not wait for the proof."""
+    first = intended("cli:a")
+    await ledger.intend(first, b"{}")
+    await ledger.move(first, rentals.give_up(first, "asked", at=AT), at=AT)
+
+    await ledger.intend(intended("cli:a"), b"{}")
+
+    assert len(await ledger.open_rentals()) == 2
+
+
+async def test_a_move_from_a_stale_version_is_refused(ledger: Ledger) -> None:
+    """L8: two processes read the same row; the slower one must not write over the faster."""
+    rental = intended()
+    await ledger.intend(rental, b"{}")
+    await ledger.move(rental, rentals.confirm(rental, "901", at=AT, settle=POLICY.settle), at=AT)
+
+    with pytest.raises(StaleRental):
+        await ledger.move(rental, rentals.give_up(rental, "asked", at=AT), at=AT)
+
+    assert (await ledger.open_rentals())[0].state is RentalState.STARTING
+
+
+async def test_a_move_under_another_epoch_is_refused(ledger: Ledger, url: str) -> None:
+    """L8: after a take-over the old holder's moves do not count."""
+    rental = intended()
+    await ledger.intend(rental, b"{}")
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
+        raw.execute("update rentals set epoch = 2")
+    raw.close()
+
+    with pytest.raises(StaleRental):
+        await ledger.move(rental, rentals.give_up(rental, "asked", at=AT), at=AT)
+
+
+async def test_what_was_written_reads_back_the_same(ledger: Ledger) -> None:
+    """Decimals, stamps, tuples and enums make the round trip through the row."""
+    rental = intended()
+    await ledger.intend(rental, b"{}")
+    after_it = rentals.confirm(rental, "901", at=AT, settle=timedelta(seconds=30))
+    after_it = seen(after_it, InstanceState.RUNNING, 3.5)
+    await ledger.move(rental, after_it, at=AT)
+
+    assert await ledger.get(rental.key) == after_it
+
+
+async def test_history_tells_each_move_in_order(ledger: Ledger) -> None:
+    """A person must be able to see what happened, and when."""
+    rental = intended()
+    await ledger.intend(rental, b"{}")
+    moved = await ledger.move(
+        rental, rentals.confirm(rental, "901", at=after(2), settle=POLICY.settle), at=after(2)
+    )
+    await ledger.move(moved, rentals.give_up(moved, "asked", at=after(9)), at=after(9))
+
+    assert [(e.at, e.kind) for e in await ledger.events(rental.key)] == [
+        (AT, "intended"),
+        (after(2), "starting"),
+        (after(9), "releasing"),
+    ]
+
+
+async def test_the_decision_behind_a_rental_is_kept(ledger: Ledger) -> None:
+    """A purchase must be explainable from what was stored."""
+    rental = intended()
+    await ledger.intend(rental, b'{"offer": "5001"}')
+
+    assert await ledger.decision(rental.key) == b'{"offer": "5001"}'
+
+
+async def test_a_rental_is_found_by_any_of_its_names(ledger: Ledger) -> None:
+    """People type a name, the start of a key, or the market's id."""
+    rental = intended("cli:june")
+    await ledger.intend(rental, b"{}")
+    moved = rentals.confirm(rental, "901", at=AT, settle=POLICY.settle)
+    await ledger.move(rental, moved, at=AT)
+
+    for word in ("june", "cli:june", rental.key, rental.key[:15], "901"):
+        assert [r.key for r in await ledger.find(word)] == [rental.key], word
+    assert await ledger.find("gp4u%") == []
+
+
+async def test_the_installation_outlives_the_process(url: str) -> None:
+    """Keys minted yesterday must be recognised today."""
+    async with open_ledger(url) as first:
+        key = first.mint(__import__("random").Random(1))
+    async with open_ledger(url) as second:
+        assert second.key_in(key) == key
+
+
+async def test_a_given_secret_brings_an_installation_back(tmp_path: Path) -> None:
+    """D3: after the ledger was lost, its machines are recognised as its own."""
+    secret = b"kept elsewhere"
+    async with open_ledger(f"sqlite:///{tmp_path}/a.db", installation_secret=secret) as first:
+        key = first.mint(__import__("random").Random(1))
+    async with open_ledger(f"sqlite:///{tmp_path}/b.db", installation_secret=secret) as second:
+        assert second.key_in(key) == key
+
+
+async def test_another_installation_secret_is_refused(tmp_path: Path) -> None:
+    """Ignoring it in silence would leave machines of the other installation unrecognised."""
+    url = f"sqlite:///{tmp_path}/a.db"
+    async with open_ledger(url, installation_secret=b"the first"):
+        pass
+
+    with pytest.raises(BadInput, match="GP4U_INSTALLATION_SECRET"):
+        async with open_ledger(url, installation_secret=b"another"):
+            pass
+
+
+async def test_a_login_is_remembered_only_as_a_digest(ledger: Ledger, url: str) -> None:
+    """S4: the account's key must not be found in the ledger's bytes."""
+    await ledger.remember_account("vastai", "https://market canary-key", "17")
+
+    assert await ledger.account_of("vastai", "https://market canary-key") == "17"
+    assert await ledger.account_of("vastai", "https://market other-key") is None
+    folder = Path(url.removeprefix("sqlite:///")).parent
+    assert not any(b"canary-key" in path.read_bytes() for path in folder.iterdir())
+
+
+async def test_only_one_process_holds_a_ledger(ledger: Ledger, url: str) -> None:
+    """P9: two reconcile loops on one file would release each other's work."""
+    with ledger.hold():
+        async with open_ledger(url) as second:
+            with pytest.raises(LedgerLocked, match="process"), second.hold():
+                pass
+    with ledger.hold():
+        pass
+
+
+async def test_a_corrupt_ledger_is_refused_at_the_door(tmp_path: Path) -> None:
+    """D3: nothing may be rented on books that cannot be trusted."""
+    path = tmp_path / "bad.db"
+    path.write_bytes(b"SQLite format 3\x00" + b"\xff" * 5000)
+
+    with pytest.raises(LedgerUnusable):
+        async with open_ledger(f"sqlite:///{path}"):
+            pass
+
+
+async def test_a_newer_ledger_is_refused(url: str) -> None:
+    """D8: an older program must not write what a newer one has to read."""
+    async with open_ledger(url):
+        pass
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
+        raw.execute("update installation set schema_version = 99")
+    raw.close()
+
+    with pytest.raises(LedgerUnusable, match="99"):
+        async with open_ledger(url):
+            pass
+
+
+async def test_a_write_that_fails_leaves_no_half_move(ledger: Ledger, url: str) -> None:
+    """D2: a full disk means no intent, and no intent means no rent."""
+    path = url.removeprefix("sqlite:///")
+    rental = intended()
+    with sqlite3.connect(path) as raw:
+        raw.execute(
+            "create trigger full before insert on decisions"
+            " begin select raise(fail, 'disk full'); end"
+        )
+    raw.close()
+
+    with pytest.raises(LedgerUnusable, match="disk full"):
+        await ledger.intend(rental, b"{}")
+
+    assert await ledger.open_rentals() == []
+
+
+async def test_the_ledger_is_readable_by_its_user_alone(ledger: Ledger, url: str) -> None:
+    """It holds the secret that signs our keys."""
+    assert os.stat(url.removeprefix("sqlite:///")).st_mode & 0o077 == 0  # noqa: PTH116 - a test may block
+
+
+async def test_another_database_is_refused_by_name() -> None:
+    """A URL that is not served must not be taken for a file name."""
+    with pytest.raises(BadInput, match="GP4U_DATABASE_URL"):
+        async with open_ledger("mysql://somewhere/db"):
+            pass
