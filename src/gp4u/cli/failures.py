@@ -1,0 +1,184 @@
+"""What a failure means to a script, and what a person may do about it.
+
+Every command leaves with one of these codes; `docs/reference/cli.md` lists them. The text of an
+error is its own; here it only gets a code and a hint of the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+from gp4u.cli.screen import Screen
+from gp4u.errors import (
+    BadInput,
+    CircuitBreakerOpen,
+    Denied,
+    Gp4uError,
+    LedgerLocked,
+    LedgerUnusable,
+    NothingFits,
+    OutcomeUnknown,
+    OwnerHasRental,
+    RateLimitExceeded,
+    Refused,
+    Throttled,
+    Unavailable,
+)
+from gp4u.model import Decision, SourceNote
+from gp4u.telemetry import Redactor, clean
+
+
+class Code(IntEnum):
+    """With what a command leaves."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NOTHING_FITS = 3
+    NOT_ALLOWED = 4
+    UNAVAILABLE = 6
+    CONFLICT = 7
+    HELD = 8
+    UNKNOWN = 9
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+    TERMINATED = 143
+
+
+class Leave(Exception):
+    """The command has said what it had to say, and ends with this code."""
+
+    def __init__(self, code: Code) -> None:
+        self.code = code
+        super().__init__(code.name)
+
+
+def code_of(error: Gp4uError) -> Code:
+    """Return the code that tells a script what kind of failure this is."""
+    match error:
+        case BadInput():
+            return Code.USAGE
+        case NothingFits():
+            return Code.NOTHING_FITS
+        case Denied():
+            return Code.NOT_ALLOWED
+        case Refused(code="insufficient_credit" | "unlabelled" | "other_account"):
+            return Code.NOT_ALLOWED
+        case OwnerHasRental():
+            return Code.CONFLICT
+        case LedgerLocked():
+            return Code.HELD
+        case OutcomeUnknown():
+            return Code.UNKNOWN
+        case Unavailable() | Throttled() | CircuitBreakerOpen() | RateLimitExceeded():
+            return Code.UNAVAILABLE
+        case _:
+            return Code.FAILED
+
+
+def hints_of(error: Gp4uError) -> Sequence[tuple[str, str]]:
+    """Return what one may do next: pairs of what to type or change, and what that does."""
+    match error:
+        case Denied():
+            return (
+                (f"{error.provider.upper()}_API_KEY", "is not accepted"),
+                ("gp4u config", "shows where it comes from"),
+                *_key_page(error.provider),
+            )
+        case Refused(code="insufficient_credit"):
+            return (("--max-price", "looks for less; or add credit to the account"),)
+        case Refused(code="other_account"):
+            return (
+                (f"{error.provider.upper()}_API_KEY", "must be a key of that account"),
+                ("gp4u config", "shows where the one in force comes from"),
+            )
+        case OwnerHasRental():
+            return (
+                ("gp4u ps", "shows it"),
+                (f"gp4u release {error.key}", "ends it"),
+                ("--name", "with another name rents anew"),
+            )
+        case OutcomeUnknown():
+            return next_steps(str(error.key))
+        case LedgerLocked():
+            return (("GP4U_DATABASE_URL", "names another ledger; or stop that process"),)
+        case LedgerUnusable():
+            return (
+                ("GP4U_DATABASE_URL", "names the ledger"),
+                ("gp4u config", "shows where it comes from"),
+            )
+        case Unavailable() | CircuitBreakerOpen() | Throttled() | RateLimitExceeded():
+            return (
+                ("again in a minute", "may work"),
+                ("gp4u ps --cached", "shows rentals as last seen"),
+            )
+        case _:
+            return ()
+
+
+def next_steps(key: str) -> Sequence[tuple[str, str]]:
+    """Return what settles a rental whose end nobody waited for."""
+    return (("gp4u ps", "shows what became of it"), (f"gp4u release {key}", "ends it"))
+
+
+def _key_page(provider: str) -> Sequence[tuple[str, str]]:
+    from gp4u.providers.registry import SPECS  # the adapters, which a failure elsewhere can spare
+
+    spec = SPECS.get(provider)
+    return ((spec.key_url, "is where keys are made"),) if spec else ()
+
+
+def explain(screen: Screen, error: Gp4uError, secrets: Sequence[str] = ()) -> None:
+    """Say on stderr what went wrong and what to do, without secrets or control characters."""
+    redact = Redactor(secrets)
+    lines = [clean(redact(line), 1000) for line in str(error).splitlines()]
+    screen.fail("\n".join(lines) or type(error).__name__)
+    screen.steps(hints_of(error))
+
+
+def explain_nothing(screen: Screen, decision: Decision, denied: Sequence[str]) -> Code:
+    """Say why nothing fits, and what each bound alone keeps out; return the code to leave with.
+
+    `denied` names the providers that refused our key.
+    """
+    unheard = [note for note in decision.sources if note.error and not note.offers]
+    if unheard and len(unheard) == len(decision.sources):
+        screen.fail("no market could be asked")
+        note_sources(screen, decision.sources)
+        for provider in denied:
+            screen.steps(hints_of(Denied(provider, "offers")))
+        if len(denied) == len(unheard):
+            return Code.NOT_ALLOWED
+        screen.steps(hints_of(Unavailable("", "")))
+        return Code.UNAVAILABLE
+    from gp4u.cli.views import show_relaxations  # these two need numpy, and only here
+    from gp4u.selection.decide import explain as sentence
+
+    total = len(decision.rejections)
+    if total:
+        reasons = sentence(decision).splitlines()[0].partition(": ")[2]
+        screen.fail(f"no offer fits, of {total}: {clean(reasons, 1000)}")
+    else:
+        screen.fail(f"no offer fits: nobody offers {_asked_for(decision)} now")
+    show_relaxations(screen, decision)
+    note_sources(screen, decision.sources)
+    return Code.NOTHING_FITS
+
+
+def _asked_for(decision: Decision) -> str:
+    """Say what a market was searched for; bounds on its rows come after that."""
+    asked = decision.demand.requirements
+    models = " or ".join(asked.gpu_models) or "any GPU"
+    kind = "interruptible" if asked.interruptible else "on demand"
+    hosts = "on a verified host" if asked.verified_only else "on any host"
+    return f"{asked.gpu_count}x {models} {kind} {hosts}"
+
+
+def note_sources(screen: Screen, sources: Sequence[SourceNote]) -> None:
+    """Say which providers could not be asked, or did not show everything."""
+    for note in sources:
+        if note.error:
+            screen.warn(f"{note.provider} could not be asked: {clean(note.error, 400)}")
+        elif not note.complete:
+            screen.warn(f"{note.provider} has more offers than it shows; narrow the search")
