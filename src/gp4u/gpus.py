@@ -33,8 +33,11 @@ _TOO_LARGE_MB = 999 * 1024
 # sold without it; where only some lines do (`RTX 4090 48GB`), the bare name means the line without.
 # Order matters: where nothing tells the cards of a name apart, the first line is taken, so it is
 # the one that promises least.
-# Source: data sheets and architecture white papers of NVIDIA and AMD, as of 2026-11; RTX PRO: an
-# eighth of the published FP4 rate with sparsity. Vast.ai spellings: constants of its Python package
+# Source: the makers' data sheets and architecture white papers. Checked against a page in 2026-11:
+# B200, B300 (whose pages disagree), H200, A100, L40S, V100, A40. The others are entered as known,
+# not checked line by line; RTX PRO is an eighth of the published FP4 rate with sparsity. They scale
+# a score and decide no bound. Reference prices are set by hand, to an order of magnitude. Vast.ai
+# spellings: constants of its Python package
 # 1.9.1; cards that it does not list yet are spelled by the same pattern. Akash: its catalogue of
 # PCI devices.
 _TABLE = """
