@@ -19,10 +19,12 @@ from typing import Final
 from msgspec import Struct
 
 from gp4u.clock import Clock
-from gp4u.errors import ProviderError
+from gp4u.errors import ProviderError, RateLimitExceeded, Throttled
 from gp4u.model import Offer, Snapshot, SourceNote
 from gp4u.providers.contract import OfferPage, Provider, Query
 
+UNTOLD_RETRY_S: Final = 6.0
+"""After a 429 that names no time."""
 MAX_QUERIES: Final = 64
 """Distinct queries remembered; the least recently used goes first."""
 
@@ -77,7 +79,16 @@ class _Shelf:
 class _Page:
     """What is known of one provider for one query; but for `doubts`, written under its lock."""
 
-    __slots__ = ("doubts", "error", "fetched_at", "fresh_until", "known", "lock", "shelf")
+    __slots__ = (
+        "doubts",
+        "error",
+        "fetched_at",
+        "fresh_until",
+        "known",
+        "lock",
+        "retry_in_s",
+        "shelf",
+    )
 
     def __init__(self, shelf: _Shelf) -> None:
         self.shelf = shelf
@@ -86,6 +97,7 @@ class _Page:
         self.fetched_at: datetime | None = None
         self.fresh_until = 0.0
         self.error = ""
+        self.retry_in_s: float | None = None
         self.doubts = 0
         """How often it was called old; a fetch that was under way then is old as well."""
 
@@ -189,11 +201,11 @@ class Book:
             try:
                 fetched = await shelf.provider.offers(query)
             except ProviderError as error:
-                page.error = str(error)
+                page.error, page.retry_in_s = str(error), _retry_in_s(error)
                 # Asked again soon, but not by every reader at once.
                 ttl_s = self._ttl.ttl_s(0.0)
             else:
-                page.known, page.error = fetched, ""
+                page.known, page.error, page.retry_in_s = fetched, "", None
                 page.fetched_at = self._clock.now()
                 shelf.skipped_rows += fetched.skipped_rows
                 ttl_s = self._ttl.ttl_s(shelf.success_rate())
@@ -214,6 +226,17 @@ class Book:
                     complete=page.known.complete,
                     skipped_rows=page.known.skipped_rows,
                     error=page.error,
+                    retry_in_s=page.retry_in_s,
                 )
             )
         return Snapshot(offers, taken_at=now, sources=tuple(notes))
+
+
+def _retry_in_s(error: ProviderError) -> float | None:
+    match error:
+        case Throttled():
+            return UNTOLD_RETRY_S if error.retry_after_s is None else error.retry_after_s
+        case RateLimitExceeded():
+            return error.retry_in_s
+        case _:
+            return None

@@ -275,6 +275,8 @@ class SourceNote(Struct, frozen=True, kw_only=True):
     skipped_rows: int = 0
     error: str = ""
     """Why the newest fetch failed, if it did; the offers are then older than they should be."""
+    retry_in_s: float | None = None
+    """If it failed only because the market was asked too often: when it may be asked again."""
 
 
 @dataclass(frozen=True, slots=True)

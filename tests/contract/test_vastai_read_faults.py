@@ -19,6 +19,7 @@ from gp4u.rentals.rental import RentalState
 from gp4u.sim.faults import BODY_SHAPES, THROTTLE_SHAPES, Rule
 from tests.laws import Story, is_serving, lost_without_cause, told
 from tests.simulated import DEMAND
+from tests.virtual_loop import EPOCH
 
 QUERY = Query(requirements=DEMAND.requirements)
 RETRY_AFTER = ["2", "0", "-5", "NaN", "1e999", "Wed, 21 Oct 2099 07:28:00 GMT", "soon", "\x7f"]
@@ -44,16 +45,28 @@ def test_a_throttled_search_rests_for_its_window_and_then_works(tmp_path: Path, 
     """H9: ten searches a minute are allowed, so after a 429 a minute's rest is due."""
 
     async def tale(story: Story) -> None:
-        with pytest.raises(NothingFits) as nothing:
-            await story.rent()
-        assert "rate limit" in nothing.value.decision.sources[0].error
-        assert story.faults.calls("search") == 1
-        assert story.trips == 0
-        await story.client.settle(seconds=70)
+        rental = await story.rent()
 
-        assert (await story.rent()).state is RentalState.RUNNING
+        assert rental.state is RentalState.RUNNING
+        assert story.faults.calls("search") == 2
+        assert (rental.intended_at - EPOCH).total_seconds() >= 60
+        assert story.trips == 0
 
     told(tale, tmp_path, Rule(kind="throttle", endpoint="search", calls=(1,), shape=shape))
+
+
+def test_a_search_that_stays_throttled_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """Somebody waits at a terminal: after a bit over a minute he is told why nothing was found."""
+
+    async def tale(story: Story) -> None:
+        with pytest.raises(NothingFits) as nothing:
+            await story.rent()
+
+        assert "rate limit" in nothing.value.decision.sources[0].error
+        assert 30 <= story.world.age_s <= 120
+        assert story.market.rents() == 0
+
+    told(tale, tmp_path, Rule(kind="throttle", endpoint="search", shape="detail"))
 
 
 @pytest.mark.parametrize("header", RETRY_AFTER)

@@ -23,6 +23,7 @@ from gp4u.rentals.broker import (
     Rented,
     Settled,
     Unsettled,
+    Waiting,
     Watched,
 )
 from gp4u.rentals.rental import Rental, RentalState
@@ -59,6 +60,8 @@ class Follower:
                 self.decision = decision
                 if self._log and decision.best is not None:
                     log_selection(self._screen, decision)
+            case Waiting(seconds):
+                self._say(f"asked too often; asking again in {seconds:.0f} s", "yellow")
             case Intended(rental, _):
                 self._started = self._now()
                 # The key comes before the call: whatever happens next, it can be asked for.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gp4u.app import App
 from gp4u.cli.failures import note_sources
-from gp4u.cli.follow import LAUNCHING, clean_line, selection_lines
+from gp4u.cli.follow import LAUNCHING, Follower, clean_line, selection_lines
 from gp4u.cli.screen import Form, Screen
 from gp4u.cli.views import show_candidates, show_offers, show_rejections
 from gp4u.errors import NothingFits
@@ -87,6 +87,6 @@ def _hint_at_the_rest(screen: Screen, decision: Decision, top: int) -> None:
 async def _decision(opened: App, screen: Screen, demand: Demand) -> Decision:
     asked = demand.requirements.providers or tuple(opened.providers)
     screen.busy(f"asking {', '.join(asked)}")
-    decision = await opened.broker.decide(demand)
+    decision = await opened.broker.decide(demand, tell=Follower(screen, now=opened.clock.now))
     screen.rest()
     return decision

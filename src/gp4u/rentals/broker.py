@@ -34,7 +34,7 @@ from gp4u.errors import (
     Throttled,
     Unavailable,
 )
-from gp4u.model import Candidate, Decision, Demand, Offer, RentalKey, Workload
+from gp4u.model import Candidate, Decision, Demand, Offer, RentalKey, Snapshot, Workload
 from gp4u.providers.contract import Ability, Call, Provider, Query
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.ledger import Ledger
@@ -46,6 +46,8 @@ MAX_ATTEMPTS: Final = 5
 COOL_S: Final = 60.0
 """An offer that was gone is not tried again for so long."""
 THROTTLED_WAIT_S: Final = 20.0
+SEARCH_PATIENCE_S: Final = 75.0
+"""How long a search waits for markets that count by the minute."""
 FIRST_POLL_S: Final = 1.0
 SLOWEST_POLL_S: Final = 10.0
 
@@ -54,6 +56,12 @@ class Decided(Struct, frozen=True):
     """The choice is made; nothing is paid yet."""
 
     decision: Decision
+
+
+class Waiting(Struct, frozen=True):
+    """Every market that was asked wants patience; they are asked again after so many seconds."""
+
+    seconds: float
 
 
 class Intended(Struct, frozen=True):
@@ -97,7 +105,7 @@ class Settled(Struct, frozen=True):
     rental: Rental
 
 
-Progress = Decided | Intended | Rented | Unsettled | Watched | Dropped | Settled
+Progress = Decided | Waiting | Intended | Rented | Unsettled | Watched | Dropped | Settled
 Tell = Callable[[Progress], None]
 
 
@@ -124,9 +132,20 @@ class Broker:
         self._max_offer_age_s = max_offer_age_s
         self._cooling: dict[tuple[str, str], float] = {}
 
-    async def decide(self, demand: Demand) -> Decision:
-        """Return the explained choice over the book's newest offers; changes nothing."""
+    async def decide(self, demand: Demand, *, tell: Tell = _silent) -> Decision:
+        """Return the explained choice over the book's newest offers; changes nothing.
+
+        Where all that was heard is that the markets were asked too often, they are asked again for
+        `SEARCH_PATIENCE_S`: Vast.ai takes ten searches a minute from one address.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SEARCH_PATIENCE_S
         snapshot = await self._book.snapshot(Query(requirements=demand.requirements))
+        while (pause_s := _patience_asked_s(snapshot)) and loop.time() + pause_s <= until:
+            tell(Waiting(pause_s))
+            await asyncio.sleep(pause_s)
+            self._book.invalidate()
+            snapshot = await self._book.snapshot(Query(requirements=demand.requirements))
         from gp4u.selection.decide import decide  # numpy: 130 ms that looking and releasing spare
 
         return decide(snapshot, demand, at=self._clock.now(), max_age_s=self._max_offer_age_s)
@@ -167,7 +186,7 @@ class Broker:
             OutcomeUnknown: patience ended without a sign of the instance; it is being sought.
             ProviderError: every candidate came to nothing; the last reason.
         """
-        decision = await self.decide(demand)
+        decision = await self.decide(demand, tell=tell)
         tell(Decided(decision))
         if decision.best is None:
             raise NothingFits(decision)
@@ -405,6 +424,13 @@ class Broker:
 def _pause_s(waited_s: float) -> float:
     """Return how long to wait before the next look: often at first, then every ten seconds."""
     return min(SLOWEST_POLL_S, max(FIRST_POLL_S, waited_s / 6))
+
+
+def _patience_asked_s(snapshot: Snapshot) -> float:
+    """Return how long to wait before the markets may be asked again; 0 where there is no need."""
+    waits = [note.retry_in_s for note in snapshot.sources]
+    known = [max(1.0, wait) for wait in waits if wait is not None]
+    return min(known) if known and len(known) == len(waits) and not snapshot.offers else 0.0
 
 
 def _can_hold(provider: Provider) -> bool:
