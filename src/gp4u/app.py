@@ -70,6 +70,7 @@ class App:
 
         log = structlog.get_logger().bind(provider=slug)
         trouble = ""
+        told: set[str] = set()
         while True:
             pause_s = QUIET_TICK_S
             try:
@@ -80,15 +81,18 @@ class App:
                 trouble = str(error)
                 pause_s = DENIED_TICK_S if isinstance(error, Denied) else BUSY_TICK_S
             except Exception:
-                log.exception("tick_failed")
+                # A rim: one market's bug must not stop the others' sweep. Told when it begins.
+                if trouble != "bug":
+                    log.exception("tick_failed")
                 trouble = "bug"
                 pause_s = BUSY_TICK_S
             else:
                 if trouble:
                     log.info("listing_works_again")
                 trouble = ""
-                for problem in tick.problems:
+                for problem in sorted(set(tick.problems) - told):
                     log.warning("action_failed", error=problem)
+                told = set(tick.problems)
                 self._count(slug, tick)
                 if await self._is_busy(slug, tick):
                     pause_s = BUSY_TICK_S
