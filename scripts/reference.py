@@ -1,8 +1,9 @@
 """Write the reference pages that say what the code says: variables and metrics.
 
-The tables live once, in `settings.py` and `telemetry.py`. This puts them between the marks of
-`docs/reference/settings.md` and `docs/reference/metrics.md`, and into `.env.example`; with
-`--check` it only tells which file is behind. The prose around the marks is left to people.
+The tables live once, in `settings.py`, `provider_settings.py` and `telemetry.py`. This puts them
+between the marks of `docs/reference/settings.md` and `docs/reference/metrics.md`, and into
+`.env.example`; with `--check` it only tells which file is behind. The prose around the marks is
+left to people.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gp4u.settings import SEED_PROVIDERS, variables
+from gp4u.provider_settings import SEED_PROVIDERS
+from gp4u.settings import variables
 from gp4u.telemetry import METRICS, OPERATIONS, OUTCOMES
 from gp4u.variables import Entry
 

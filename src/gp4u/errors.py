@@ -15,6 +15,7 @@
         OfferGone              taken, or the price moved                -> broker takes the next one
         OutcomeUnknown         the rent may have worked                 -> reconcile alone
         InstanceAbsent         already gone                             -> success for release
+      NoneHealthy              nobody to hand work to; says who is not -> the caller waits
       NothingFits              no candidate; carries the decision       -> the caller prints why
       OwnerHasRental           a second live rental for one owner       -> caller shows the first
       IllegalMove              a bug, or a stale copy of a rental       -> loud at its rim
@@ -31,6 +32,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gp4u.model import Decision, RentalKey
 
 
@@ -67,6 +70,9 @@ class SettingsError(BadInput):
 
 class ProviderError(Gp4uError):
     """Something about one call to one provider; `detail` is cleaned and short enough for a log."""
+
+    status: int | None = None
+    """Of the HTTP reply that it was read from; None where there was no reply. Set by `http.py`."""
 
     def __init__(self, provider: str, operation: str, detail: str = "") -> None:
         self.provider, self.operation, self.detail = provider, operation, detail
@@ -157,6 +163,15 @@ class OutcomeUnknown(ProviderError):
 
 class InstanceAbsent(ProviderError):
     """The provider says that it has no such instance."""
+
+
+class NoneHealthy(Gp4uError):
+    """Work was to be handed to a HEALTHY provider, and there is none; `why` is keyed by slug."""
+
+    def __init__(self, why: Mapping[str, str]) -> None:
+        self.why = dict(why)
+        told = "; ".join(f"{slug}: {reason}" for slug, reason in self.why.items())
+        super().__init__(f"no provider is HEALTHY: {told or 'none is open'}")
 
 
 class NothingFits(Gp4uError):

@@ -5,18 +5,21 @@ A decision is the whole answer to a demand over one snapshot. An instance is wha
 reports. The durable record of holding one, the rental, lives in `rentals/rental.py`.
 
 They are msgspec structs: building one costs a fraction of a frozen dataclass, and a market has
-hundreds of thousands of offers.
+hundreds of thousands of offers. Offers and regions are hidden from the garbage collector, which
+would visit all of them again and again; nothing in them can lead back to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, NewType
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NewType
 
 from msgspec import Struct, field
 
@@ -37,7 +40,7 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
 """Criterion to weight. Source: the second seed, "Scoring Criteria"."""
 
 
-class Region(Struct, frozen=True):
+class Region(Struct, frozen=True, cache_hash=True, gc=False):
     """A place as far as a provider tells it: ISO 3166 country, and the subdivision where known."""
 
     country: str
@@ -51,7 +54,7 @@ class Region(Struct, frozen=True):
         return f"{self.country}-{self.subdivision}" if self.subdivision else self.country
 
 
-class Offer(Struct, frozen=True, kw_only=True):
+class Offer(Struct, frozen=True, kw_only=True, gc=False):
     """One thing that can be rented now, in one shape for every provider."""
 
     provider: str
@@ -87,6 +90,7 @@ class Offer(Struct, frozen=True, kw_only=True):
     """The physical machine; offers that share it share its GPUs and its fate."""
     host_id: str | None = None
     verified: bool | None = None
+    """True: the market vouches for it: it has checked the host, or is itself the seller."""
     datacenter: bool | None = None
     available: bool = True
     traffic_usd_per_gb: Decimal | None = None
@@ -120,7 +124,7 @@ class Requirements(Struct, frozen=True, kw_only=True):
     interruptible: bool = False
     """True: only interruptible offers; False: only those that nobody can take away."""
     verified_only: bool = True
-    """Only hosts that the provider has verified."""
+    """Only what the market vouches for; see `Offer.verified`."""
 
 
 class Preferences(Struct, frozen=True, kw_only=True):
@@ -161,6 +165,16 @@ class HealthCheck(Struct, frozen=True, kw_only=True):
     """None: a TCP connection is enough; else an HTTP GET must answer 2xx or 3xx."""
 
 
+class Container(Struct, frozen=True, kw_only=True):
+    """One more container of a workload, beside the first; they reach each other by name."""
+
+    name: str
+    image: str
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[Port, ...] = ()
+
+
 class Workload(Struct, frozen=True, kw_only=True):
     """What shall run on the rented machine."""
 
@@ -172,6 +186,8 @@ class Workload(Struct, frozen=True, kw_only=True):
     disk_gib: float = 20.0
     health: tuple[HealthCheck, ...] = ()
     """All must pass before the rental counts as running; empty: a running instance is enough."""
+    beside: tuple[Container, ...] = ()
+    """More containers on the same machine; only markets with `MULTI_CONTAINER` take them."""
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -180,7 +196,10 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     container_port: int
     protocol: Protocol = Protocol.TCP
     host: str
+    """An IP address, or a name where the market gives names."""
     port: int
+    url: str | None = None
+    """Where the market publishes an HTTP address instead of a bare port; without a path."""
 
 
 class InstanceState(StrEnum):
@@ -216,7 +235,9 @@ class Instance(Struct, frozen=True, kw_only=True):
     price_usd_per_hour: Decimal | None = None
     machine_id: str | None = None
     created_at: datetime | None = None
-    """The provider's stamp; for display only, never compared with our clock."""
+    """The provider's stamp; where it sets a cost it is believed between the intent and now."""
+    paid_until: datetime | None = None
+    """On prepaid markets: when the time that was bought runs out, by our own clock."""
 
 
 class Listing(Struct, frozen=True, kw_only=True):
@@ -289,8 +310,9 @@ class Coded:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A snapshot's offers by column, in the snapshot's order; unknown numbers are NaN."""
+    """Offers by column, in their own order; unknown numbers are NaN."""
 
+    taken_at: datetime
     price: NDArray[np.float64]
     vram_gib: NDArray[np.float64]
     gpu_count: NDArray[np.float64]
@@ -301,7 +323,7 @@ class Columns:
     disk_gib: NDArray[np.float64]
     ports: NDArray[np.float64]
     age_s: NDArray[np.float64]
-    """Seconds between the offer's fetch and the snapshot."""
+    """Seconds between the offer's fetch and `taken_at`."""
     gpu: Coded
     """Values are model names."""
     region: Coded
@@ -315,55 +337,125 @@ class Columns:
     """Values are `bool | None`."""
 
 
-class Snapshot:
-    """A frozen view of the book at one moment; `columns` is built once, on first use."""
+STRETCH: Final = 4096
+"""Offers whose columns are built at one go: some milliseconds."""
 
-    def __init__(
-        self, offers: Sequence[Offer], *, taken_at: datetime, sources: tuple[SourceNote, ...] = ()
-    ) -> None:
-        self.offers = tuple(offers)
-        self.taken_at = taken_at
-        self.sources = sources
+
+class Stretch:
+    """Some offers of one fetch, and their columns once somebody wants them.
+
+    A snapshot is made of these, so that fetching one market again leaves the columns of the others
+    as they are, and whoever must not be held up can build them one by one.
+    """
+
+    def __init__(self, offers: Sequence[Offer], *, taken_at: datetime) -> None:
+        self.offers = offers
+        self._taken_at = taken_at
 
     @cached_property
     def columns(self) -> Columns:
-        """The same offers as numpy arrays."""
+        """These offers as numpy arrays."""
         import numpy as np  # 60 ms that most commands never need
 
         offers = self.offers
 
-        def numbers(get: Callable[[Offer], float | Decimal | None]) -> NDArray[np.float64]:
-            return np.array(
-                [np.nan if (v := get(o)) is None else float(v) for o in offers], np.float64
-            )
+        def numbers(name: str) -> NDArray[np.float64]:
+            # None becomes NaN, and a Decimal the nearest float, without a step in Python.
+            return np.array(list(map(attrgetter(name), offers)), np.float64)
 
-        def flags(get: Callable[[Offer], bool]) -> NDArray[np.bool_]:
-            return np.array([get(o) for o in offers], np.bool_)
+        def flags(name: str) -> NDArray[np.bool_]:
+            return np.array(list(map(attrgetter(name), offers)), np.bool_)
 
-        def coded(get: Callable[[Offer], Hashable]) -> Coded:
-            index: dict[Hashable, int] = {}
-            codes = [index.setdefault(get(o), len(index)) for o in offers]
-            return Coded(tuple(index), np.array(codes, np.int32))
+        def coded(name: str) -> Coded:
+            found: list[Hashable] = list(map(attrgetter(name), offers))
+            number = {value: place for place, value in enumerate(dict.fromkeys(found))}
+            codes = np.fromiter(map(number.__getitem__, found), np.int32, len(found))
+            return Coded(tuple(number), codes)
 
         return Columns(
-            price=numbers(lambda o: o.price_usd_per_hour),
-            vram_gib=numbers(lambda o: o.vram_gib),
-            gpu_count=numbers(lambda o: o.gpu_count),
-            reliability=numbers(lambda o: o.reliability),
-            download_mbps=numbers(lambda o: o.download_mbps),
-            cpus=numbers(lambda o: o.cpu_cores),
-            ram_gib=numbers(lambda o: o.ram_gib),
-            disk_gib=numbers(lambda o: o.disk_gib),
-            ports=numbers(lambda o: o.open_ports),
-            age_s=numbers(lambda o: (self.taken_at - o.fetched_at).total_seconds()),
-            gpu=coded(lambda o: o.gpu_model),
-            region=coded(lambda o: o.region),
-            provider=coded(lambda o: o.provider),
-            interruptible=flags(lambda o: o.interruptible),
-            available=flags(lambda o: o.available),
-            verified=coded(lambda o: o.verified),
-            datacenter=coded(lambda o: o.datacenter),
+            taken_at=self._taken_at,
+            price=numbers("price_usd_per_hour"),
+            vram_gib=numbers("vram_gib"),
+            gpu_count=numbers("gpu_count"),
+            reliability=numbers("reliability"),
+            download_mbps=numbers("download_mbps"),
+            cpus=numbers("cpu_cores"),
+            ram_gib=numbers("ram_gib"),
+            disk_gib=numbers("disk_gib"),
+            ports=numbers("open_ports"),
+            age_s=self._ages_s(),
+            gpu=coded("gpu_model"),
+            region=coded("region"),
+            provider=coded("provider"),
+            interruptible=flags("interruptible"),
+            available=flags("available"),
+            verified=coded("verified"),
+            datacenter=coded("datacenter"),
         )
+
+    def _ages_s(self) -> NDArray[np.float64]:
+        import numpy as np  # 60 ms that most commands never need
+
+        stamps = [offer.fetched_at for offer in self.offers]
+        ages = {at: (self._taken_at - at).total_seconds() for at in set(stamps)}  # mostly one
+        return np.fromiter(map(ages.__getitem__, stamps), np.float64, len(stamps))
+
+
+def stretches(offers: Sequence[Offer], *, taken_at: datetime) -> Iterator[Stretch]:
+    """Yield the offers in order, cut into stretches."""
+    for start in range(0, len(offers), STRETCH):
+        yield Stretch(offers[start : start + STRETCH], taken_at=taken_at)
+
+
+class Snapshot:
+    """A frozen view of the book at one moment; `columns` are built once, on first use."""
+
+    def __init__(
+        self,
+        offers: Sequence[Offer] = (),
+        *,
+        taken_at: datetime,
+        sources: tuple[SourceNote, ...] = (),
+        of: Sequence[Stretch] = (),
+    ) -> None:
+        """`of` holds more offers, which follow `offers`, in stretches that are kept elsewhere."""
+        self.taken_at = taken_at
+        self.sources = sources
+        self.stretches = (*stretches(offers, taken_at=taken_at), *of)
+
+    @cached_property
+    def offers(self) -> tuple[Offer, ...]:
+        """All of them, in order; put together on first use."""
+        return tuple(chain.from_iterable(part.offers for part in self.stretches))
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The same offers as numpy arrays."""
+        parts = [part.columns for part in self.stretches]
+        return _joined(parts or [Stretch((), taken_at=self.taken_at).columns], self.taken_at)
+
+
+def _joined(parts: Sequence[Columns], taken_at: datetime) -> Columns:
+    """Return columns one after the other as one."""
+    import numpy as np  # 60 ms that most commands never need
+
+    def coded(each: Sequence[Coded]) -> Coded:
+        distinct = dict.fromkeys(value for part in each for value in part.values)
+        number = {value: place for place, value in enumerate(distinct)}
+        codes = [
+            np.array([number[value] for value in part.values], np.int32)[part.codes]
+            for part in each
+        ]
+        return Coded(tuple(number), np.concatenate(codes))
+
+    columns: dict[str, Any] = {}
+    for name in (each.name for each in fields(Columns) if each.name != "taken_at"):
+        found = [getattr(part, name) for part in parts]
+        if name == "age_s":
+            older_s = [(taken_at - part.taken_at).total_seconds() for part in parts]
+            found = [ages + more for ages, more in zip(found, older_s, strict=True)]
+        columns[name] = coded(found) if isinstance(found[0], Coded) else np.concatenate(found)
+    return Columns(taken_at=taken_at, **columns)
 
 
 class Decision(Struct, frozen=True, kw_only=True):

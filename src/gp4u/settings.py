@@ -7,29 +7,20 @@ empty value means "the default", so `VASTAI_API_KEY= gp4u ...` really runs witho
 It exists so that a bad value stops the start with variable, value and range, all of them at once,
 and so that no other file asks the environment. The seeds' names are the names; what is new is
 `GP4U_*`. What a value is good for is left to whoever is handed it: GPU names to `gpus.py`, places
-to `places.py`, the ledger's file to the ledger. How values arrive as text is in `variables.py`.
+to `places.py`, the ledger's file to the ledger. What is set of one provider stands in
+`provider_settings.py`, and how values arrive as text in `variables.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, cast
-from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -40,10 +31,18 @@ from pydantic_settings import (
 
 from gp4u.errors import BadInput, SettingsError
 from gp4u.model import DEFAULT_WEIGHTS
+from gp4u.provider_settings import (
+    SEED_PROVIDERS,
+    ProviderDefaults,
+    ProviderSettings,
+    default_values,
+    provider_variables,
+)
 from gp4u.variables import (
     HIDDEN,
     Entry,
     Flag,
+    Group,
     Names,
     Reader,
     Token,
@@ -57,61 +56,6 @@ from gp4u.variables import (
 ENV_FILES = (".env", "config.env")
 """Read from the working directory, the first before the second, both after the environment."""
 
-_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
-
-
-@dataclass(frozen=True)
-class ProviderDefaults:
-    """What a provider's variables are called and default to; the registry may add some."""
-
-    slug: str
-    env: str
-    """Prefix of its variables, without the underscore."""
-    base_url: str
-    rate_limit_per_min: int
-    key_aliases: tuple[str, ...] = ()
-    has_key: bool = True
-    url_variable: str = "BASE_URL"
-
-
-SEED_PROVIDERS = (
-    ProviderDefaults(
-        "vastai", "VASTAI", "https://console.vast.ai/api/v0", 100, key_aliases=("VAST_API_KEY",)
-    ),
-    ProviderDefaults("ionet", "IONET", "https://api.io.net/v1", 150),
-    ProviderDefaults(
-        "akash",
-        "AKASH",
-        "https://rpc.cosmos.directory/akash",
-        50,
-        has_key=False,
-        url_variable="RPC_URL",
-    ),
-    ProviderDefaults("render", "RENDER", "https://api.render.network/v1", 100),
-)
-"""Source: the first seed, "Provider-Specific Settings"."""
-
-
-def _base_url(value: str, info: ValidationInfo) -> str:
-    parts = urlsplit(value)
-    host = parts.hostname or ""
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if not host or port == 0 or parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("an https URL with a host, without user, query or fragment")
-    if any(character.isspace() or not character.isprintable() for character in value):
-        raise ValueError("an https URL without spaces")
-    if parts.scheme == "http":
-        if not _LOOPBACK.fullmatch(host):
-            raise ValueError("https; plain http is for loopback addresses only")
-        if not info.data.get("allow_loopback"):
-            raise ValueError("https; plain http on loopback needs GP4U_ALLOW_LOOPBACK=1")
-    elif parts.scheme != "https":
-        raise ValueError("an https URL")
-    return value.rstrip("/")
-
 
 def _database_url(value: str) -> str:
     path = value.removeprefix("sqlite:///")
@@ -124,54 +68,6 @@ def _disorder(variable: str, value: float, bound: str) -> PydanticCustomError:
     """Say that a variable contradicts its neighbours; `_problem` reads the context."""
     context = {"variable": variable, "value": shown(value), "bound": bound}
     return PydanticCustomError("disorder", "contradiction", context)
-
-
-class Group(BaseModel):
-    """Settings that are handed on together; frozen, finite, and silent about what was put in."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
-    )
-
-
-class ProviderSettings(Group):
-    """How to speak to one provider."""
-
-    slug: str
-    allow_loopback: Flag = False
-    """`GP4U_ALLOW_LOOPBACK`, repeated here for whoever opens the connection."""
-    api_key: Annotated[Token, Variable("API_KEY", "", "key of the account; none: not opened")] = (
-        None
-    )
-    base_url: Annotated[
-        str,
-        AfterValidator(_base_url),
-        Variable("BASE_URL", "URL", "address of the API", allowed="https URL"),
-    ]
-    rate_limit_per_min: Annotated[
-        int,
-        Field(ge=1, le=100_000),
-        Variable("RATE_LIMIT", "requests/min", "our own limit on the calls we send"),
-    ]
-    timeout_s: Annotated[
-        float, Field(gt=0, le=600), Variable("TIMEOUT", "s", "deadline of one whole call")
-    ] = 30.0
-    enabled: Annotated[Flag, Variable("ENABLED", "", "whether the provider is used at all")] = True
-    settle_s: Annotated[
-        float | None,
-        Field(ge=0, le=3600),
-        Variable("SETTLE_S", "s", "how long a listing may be blind to our last call"),
-    ] = None
-    late_window_s: Annotated[
-        float | None,
-        Field(ge=0, le=86_400),
-        Variable("LATE_WINDOW_S", "s", "how long a lost rent call may still take effect"),
-    ] = None
-    bill_lag_s: Annotated[
-        float | None,
-        Field(ge=0, le=2_678_400),
-        Variable("BILL_LAG_S", "s", "how long after its end a rental's bill may still grow"),
-    ] = None
 
 
 class BreakerGroup(Group):
@@ -367,6 +263,14 @@ class Settings(BaseSettings):
     allow_loopback: Annotated[
         Flag, Variable("GP4U_ALLOW_LOOPBACK", "", "lets a base URL be plain http on loopback")
     ] = False
+    allow_unlabelled: Annotated[
+        Flag,
+        Variable(
+            "GP4U_ALLOW_UNLABELLED",
+            "",
+            "rents from markets that cannot list by key; a lost reply is then a person's to settle",
+        ),
+    ] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
         Word,
@@ -473,13 +377,15 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """Return every value that must never leave its place, for the log rim to hide."""
-        held = [self.installation_secret, *(each.api_key for each in self.providers.values())]
+        held = [self.installation_secret]
+        for each in self.providers.values():
+            held += [each.api_key, each.api_secret]
         return tuple(each.get_secret_value() for each in held if each)
 
 
 def variables(providers: Sequence[ProviderDefaults] = SEED_PROVIDERS) -> tuple[Entry, ...]:
     """Return every variable there is, providers first, in the order of the reference page."""
-    entries = [entry for provider in providers for entry in _provider_entries(provider)]
+    entries = [entry for provider in providers for entry in provider_variables(provider)]
     for name, info in Settings.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Group):
             entries += [
@@ -517,11 +423,18 @@ def load_settings(
     scheme, _, file = str(reader.raw.get("GP4U_DATABASE_URL", "")).partition("sqlite:///")
     if not scheme and file not in ("", ":memory:"):
         anchored["database_url"] = f"sqlite:///{cwd / file}"
-    prefixes = [f"{each.env}_" for each in providers] + ["PROVIDER_", "VAST_", "GP4U_"]
+    prefixes = [f"{each.env}_" for each in SEED_PROVIDERS] + ["PROVIDER_", "VAST_", "GP4U_"]
+    theirs = [f"{each.env}_" for each in providers if each not in SEED_PROVIDERS]
+    mentioned = {
+        entry.paths[0][1]: {"mentioned": True}
+        for entry in entries
+        if entry.paths[0][0] == "providers" and entry.variable in reader.origins
+    }
     about = {
         "origins": MappingProxyType(reader.origins),
-        "unknown": tuple(reader.unknown(prefixes)),
+        "unknown": tuple(reader.unknown(prefixes, theirs)),
         "entries": entries,
+        "providers": mentioned,
     }
     layers = [about, anchored, *reader.layers, _defaults(environ, providers)]
     settings = None
@@ -543,14 +456,7 @@ def _defaults(
         home = environ.get("HOME")
         data = (Path(home) if home else Path.home()) / ".local" / "share"
     return {
-        "providers": {
-            each.slug: {
-                "slug": each.slug,
-                "base_url": each.base_url,
-                "rate_limit_per_min": each.rate_limit_per_min,
-            }
-            for each in providers
-        },
+        "providers": {each.slug: default_values(each) for each in providers},
         "database_url": f"sqlite:///{data / 'gp4u' / 'ledger.db'}",
     }
 
@@ -574,26 +480,3 @@ def _problem(error: ErrorDetails, reader: Reader, entries: Sequence[Entry]) -> B
 def _harmless(text: str) -> str:
     """Return a bad value as it may be shown: a URL may carry a password or a key."""
     return re.sub(r"//[^/@]*@", f"//{HIDDEN}@", text).partition("?")[0][:100]
-
-
-def _provider_entries(provider: ProviderDefaults) -> list[Entry]:
-    """Return one provider's variables, under its own prefix."""
-    entries = []
-    for name, info in ProviderSettings.model_fields.items():
-        if not variable_of(info) or (name == "api_key" and not provider.has_key):
-            continue
-        suffix = provider.url_variable if name == "base_url" else None
-        aliases = provider.key_aliases if name == "api_key" else ()
-        known = {"base_url": provider.base_url, "rate_limit_per_min": provider.rate_limit_per_min}
-        path = ("providers", provider.slug, name)
-        entries.append(
-            entry_of(
-                info,
-                (path,),
-                prefix=f"{provider.env}_",
-                name=suffix,
-                aliases=aliases,
-                default=known.get(name),
-            )
-        )
-    return entries

@@ -4,7 +4,8 @@ Hides the forms in which values arrive: a mapping such as the environment, files
 lines, files that hold one secret, and the YAML file of preferences. The `Reader` turns each into a
 layer, in order, and remembers for every variable the raw text and where it came from, because a
 complaint without that is a riddle. `entry_of` reads off an annotated field what people must know of
-it, so that bounds and defaults are written once. The fields themselves are in `settings.py`.
+it, so that bounds and defaults are written once. The fields themselves are in `settings.py` and
+`provider_settings.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from dotenv.parser import parse_stream
-from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 from pydantic.fields import FieldInfo
 
 from gp4u.errors import BadInput
@@ -59,6 +60,14 @@ class Variable:
     meaning: str
     allowed: str = ""
     default: str = ""
+
+
+class Group(BaseModel):
+    """Settings that are handed on together; frozen, finite, and silent about what was put in."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 @dataclass(frozen=True)
@@ -276,14 +285,19 @@ class Reader:
             self.raw["weights"], self.origins["weights"] = weights, str(path)
             self.layers.append({"weights": weights})
 
-    def unknown(self, prefixes: Sequence[str]) -> Iterator[str]:
-        """Yield a sentence for each name with a prefix of ours that is no variable of ours."""
+    def unknown(self, prefixes: Sequence[str], theirs: Sequence[str] = ()) -> Iterator[str]:
+        """Yield a sentence for each name with a prefix of ours that is no variable of ours.
+
+        A prefix of `theirs` is a plug-in's, which may have variables that we do not know: there
+        only what is nearly one that we do is a mistake.
+        """
         known = {name for entry in self._entries for name in entry.names}
         for name, origin in self.seen:
-            if name in known or not name.startswith(tuple(prefixes)):
+            if name in known or not name.startswith((*prefixes, *theirs)):
                 continue
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
-            if not near and origin == "environment" and name.startswith(_SHARED_PREFIXES):
+            shared = origin == "environment" and name.startswith(_SHARED_PREFIXES)
+            if not near and (shared or name.startswith(tuple(theirs))):
                 continue
             hint = f"; did you mean {near[0]}?" if near else ""
             yield f"{name} ({origin}) is not a variable of GP4U{hint}"

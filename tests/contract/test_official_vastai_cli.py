@@ -17,7 +17,7 @@ import pytest
 
 from gp4u.sim.faults import Faults, Rule
 from gp4u.sim.serve import Simulator, simulator
-from gp4u.sim.vastai_gate import VastSettings
+from gp4u.sim.vastai.gate import VastSettings
 
 PROGRAM = Path(__file__).parents[2] / ".venv-vastai" / "bin" / "vastai"
 

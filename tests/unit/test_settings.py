@@ -10,13 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from gp4u.errors import BadInput, SettingsError
-from gp4u.settings import (
-    SEED_PROVIDERS,
-    ProviderDefaults,
-    Settings,
-    load_settings,
-    variables,
-)
+from gp4u.provider_settings import SEED_PROVIDERS, ProviderDefaults, default_provider
+from gp4u.settings import Settings, load_settings, variables
 
 CANARY = "canary-key-4711"
 
@@ -43,7 +38,7 @@ def test_the_defaults_are_the_seeds(cwd: Path) -> None:
     }
     assert facts == {
         "vastai": ("https://console.vast.ai/api/v0", 100, 30.0, True),
-        "ionet": ("https://api.io.net/v1", 150, 30.0, True),
+        "ionet": ("https://api.io.solutions/enterprise/v1/io-cloud", 150, 30.0, True),
         "akash": ("https://rpc.cosmos.directory/akash", 50, 30.0, True),
         "render": ("https://api.render.network/v1", 100, 30.0, True),
     }
@@ -382,9 +377,64 @@ def test_unknown_names_are_bad_input(cwd: Path) -> None:
         settings.origin("NO_SUCH_VARIABLE")
 
 
-def test_a_key_that_needs_none_has_no_variable(cwd: Path) -> None:
-    """Akash is read over a public address; a key variable would only be there to be misused."""
-    names = {entry.variable for entry in variables()}
-    assert "AKASH_API_KEY" not in names
-    assert {"AKASH_RPC_URL", "VASTAI_API_KEY", "IONET_API_KEY", "RENDER_API_KEY"} <= names
+def test_a_provider_has_only_the_variables_that_mean_something_to_it(cwd: Path) -> None:
+    """A secret for a market that signs nothing would only be there to be misused."""
+    names = {name for entry in variables() for name in entry.names}
+    assert {"IONET_API_FLAVOR", "RENDER_API_FLAVOR", "RENDER_API_SECRET"} <= names
+    assert {"RENDER_PUBLIC_KEY", "RENDER_SECRET_KEY", "RENDER_SECRET_KEY_FILE"} <= names
+    assert {"AKASH_RPC_URL", "AKASH_REST_URL", "AKASH_CONSOLE_URL"} <= names
+    assert {"AKASH_CONSOLE_API_KEY", "AKASH_BLOCK_TIME_S"} <= names
+    for absent in ("AKASH_API_KEY", "AKASH_API_FLAVOR", "VASTAI_API_SECRET", "IONET_REST_URL"):
+        assert absent not in names
     assert isinstance(load_settings({}, cwd), Settings)
+
+
+def test_the_key_pair_of_a_market_goes_by_both_of_its_names(cwd: Path) -> None:
+    """The market's console says public and secret key; our names say key and secret."""
+    environ = {"RENDER_PUBLIC_KEY": "pk_1", "RENDER_SECRET_KEY": CANARY}
+    settings = load_settings(environ, cwd)
+    render = settings.provider("render")
+    assert render.api_key is not None
+    assert render.api_key.get_secret_value() == "pk_1"
+    assert set(settings.secrets()) == {"pk_1", CANARY}
+    assert CANARY not in str(settings.table())
+    assert CANARY not in repr(settings)
+
+
+def test_several_nodes_are_a_comma_list_of_checked_addresses(cwd: Path) -> None:
+    """One bad address among good ones would be asked like the others."""
+    nodes = "https://a.example/, https://b.example/akash"
+    settings = load_settings({"AKASH_REST_URL": nodes}, cwd)
+    assert settings.provider("akash").rest_urls == ("https://a.example", "https://b.example/akash")
+    with pytest.raises(SettingsError, match="AKASH_REST_URL"):
+        load_settings({"AKASH_REST_URL": "https://a.example,http://b.example"}, cwd)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("IONET_API_FLAVOR", "dispersed"), ("RENDER_API_FLAVOR", "caas")]
+)
+def test_a_dialect_must_be_one_of_its_own_provider(cwd: Path, variable: str, value: str) -> None:
+    """A typing error must not become another market's contract."""
+    with pytest.raises(SettingsError, match=rf"{variable}.*auto, "):
+        load_settings({variable: value}, cwd)
+    settings = load_settings({variable: " Legacy "}, cwd)
+    assert settings.provider(variable.partition("_")[0].lower()).flavor == "legacy"
+
+
+def test_a_provider_is_mentioned_once_one_of_its_variables_has_a_value(cwd: Path) -> None:
+    """A market without a key is asked only by those who want it; an empty value is no wish."""
+    (cwd / ".env").write_text("RENDER_RATE_LIMIT=9\nIONET_ENABLED=\n")
+    settings = load_settings({"AKASH_ENABLED": "true", "GP4U_ALLOW_LOOPBACK": "1"}, cwd)
+    mentioned = {slug: own.mentioned for slug, own in settings.providers.items()}
+    assert mentioned == {"vastai": False, "ionet": False, "akash": True, "render": True}
+
+
+def test_a_provider_that_brings_its_own_address_needs_no_variable_for_it(cwd: Path) -> None:
+    """A class of the first seed's form may know where it calls, and whoever runs it may differ."""
+    own = ProviderDefaults("shop", "SHOP", "", 60)
+    assert load_settings({}, cwd, providers=(own,)).provider("shop").base_url == ""
+    given = load_settings({"SHOP_BASE_URL": "https://x.example/"}, cwd, providers=(own,))
+    assert given.provider("shop").base_url == "https://x.example"
+    assert default_provider(own, allow_loopback=True).allow_loopback
+    with pytest.raises(ValueError, match="base_url"):
+        default_provider(ProviderDefaults("shop", "SHOP", "http://x", 60), allow_loopback=False)

@@ -10,33 +10,54 @@ it is the only thing that can prove that a machine is gone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from enum import Flag, auto
 from typing import ClassVar
 
 import msgspec
 
-from gp4u.model import Listing, Offer, RentalKey, Requirements, Workload
+from gp4u.errors import BadInput, Refused
+from gp4u.model import Listing, Offer, Protocol, RentalKey, Requirements, Workload
 from gp4u.resilience.bucket import Pace
+from gp4u.resilience.guard import Guard
 
 
 class Ability(Flag):
-    """What a provider can do; consumers ask here instead of trying."""
+    """What a provider can do. Whoever wants something of it asks here, instead of trying.
+
+    `unfit` asks for a whole workload. What a spec does not declare, its adapter must refuse as
+    `unsupported`; `gp4u.testing.ProviderContract` looks whether it does.
+    """
 
     NONE = 0
     LABELS = auto()
-    """Instances carry our key, so they can be found again. Without it a provider is quote-only."""
+    """Instances carry our key, so they can be found again. Without it a provider is quoted, and
+    rented from only where `GP4U_ALLOW_UNLABELLED` says so."""
     PORTS = auto()
     """Container ports are reachable from outside."""
     LOGS = auto()
+    """What the workload prints can be read."""
     EXEC = auto()
+    """A command can be run inside an instance."""
     COMMAND = auto()
     """The image's command can be replaced."""
     INTERRUPTIBLE = auto()
+    """Sells by bid, and takes the machine away for a higher one."""
     BILL = auto()
     """Tells what an instance has cost so far."""
     MULTI_CONTAINER = auto()
+    """Runs several containers on one machine."""
+    PREPAID = auto()
+    """Time is bought in blocks; a rental that lives is extended before its block ends."""
+    AUCTION = auto()
+    """Offers are estimates; the real ones are bids that come after an order is placed."""
+    UDP = auto()
+    """A published port may be UDP."""
+    RAW_PORTS = auto()
+    """A container port is reached at an address and port; without it, by one HTTP URL only."""
+    MANY_PORTS = auto()
+    """More than one container port can be published."""
 
 
 class ProviderSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +82,8 @@ class ProviderSpec(msgspec.Struct, frozen=True, kw_only=True):
     paces: Mapping[str, Pace] = msgspec.field(default_factory=dict)
     """Endpoint name to the interval that the provider documents; holds under the rate limit."""
     can: Ability = Ability.NONE
+    quoted_only: str = ""
+    """Why nothing can be rented here, whatever is allowed, in words for people; empty: it can."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
@@ -97,6 +120,68 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     """Spendable money; None where the provider does not say."""
 
 
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command that was run inside an instance ended."""
+
+    exit_code: int
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+class ProviderMetrics:
+    """What a provider's guard has seen of it; the names are the first seed's."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def get_success_rate(self) -> float:
+        """Return the share of the newest 100 calls that were answered; 1.0 while there are none."""
+        return self._guard.success_rate
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether its breaker is closed, its key accepted, and most of its calls answered."""
+        return self._guard.is_healthy
+
+
+def unsupported(spec: ProviderSpec, operation: str) -> Refused:
+    """Return the refusal of something that a market does not do at all."""
+    return Refused(spec.slug, operation, f"{spec.title} does not do this", code="unsupported")
+
+
+def unfit(spec: ProviderSpec, offer: Offer, workload: Workload) -> BadInput | None:
+    """Say what of a workload a market cannot do, by its abilities; None: it may take it.
+
+    Bounds that are a market's own (how long, how many) are told by its `rent_calls`.
+    """
+    can, title = spec.can, spec.title
+    ports = [*workload.ports, *(port for each in workload.beside for port in each.ports)]
+    commands = [workload.command, *(each.command for each in workload.beside)]
+    if any(commands) and Ability.COMMAND not in can:
+        return BadInput("command", "...", f"{title} runs the image's own command")
+    if workload.beside and Ability.MULTI_CONTAINER not in can:
+        return BadInput("containers", len(workload.beside) + 1, f"{title} runs one container")
+    if ports and Ability.PORTS not in can:
+        return BadInput("port", ports[0].number, f"{title} publishes no port")
+    if len(ports) > 1 and Ability.MANY_PORTS not in can:
+        return BadInput("port", len(ports), f"{title} publishes one port")
+    for port in ports:
+        if port.protocol is Protocol.UDP and Ability.UDP not in can:
+            return BadInput("port", f"{port.number}/udp", f"{title} publishes TCP only")
+    for check in workload.health:
+        if check.path is None and Ability.RAW_PORTS not in can:
+            # What stands in front of it takes every connection, whether the workload lives or not.
+            bound = f"{title} publishes HTTP addresses: only a check by HTTP tells whether it works"
+            return BadInput("health", f"tcp:{check.port}", bound)
+    if offer.interruptible and Ability.INTERRUPTIBLE not in can:
+        return BadInput("interruptible", offer.offer_id, f"{title} takes no bids")
+    return None
+
+
+Choose = Callable[[Sequence[Offer]], Offer | None]
+"""Picks among bids made comparable, by the same decision as among offers; None: none will do."""
+
+
 class Provider(ABC):
     """One marketplace. Each method is one exchange; none retries, sleeps, caches or logs.
 
@@ -105,6 +190,21 @@ class Provider(ABC):
     """
 
     spec: ClassVar[ProviderSpec]
+    _metrics: ProviderMetrics | None = None
+
+    def go_by(self, guard: Guard) -> None:
+        """Be told the guard that the calls go through; by whoever opens the market, once."""
+        self._metrics = ProviderMetrics(guard)
+
+    def get_metrics(self) -> ProviderMetrics:
+        """Return how this market has been doing.
+
+        Raises:
+            BadInput: it was never opened, so nothing is known of it.
+        """
+        if self._metrics is None:
+            raise BadInput("provider", self.spec.slug, "is not open")
+        return self._metrics
 
     @abstractmethod
     async def ping(self) -> Account:
@@ -119,8 +219,12 @@ class Provider(ABC):
         """Return the calls that `rent` would send, in order. Pure."""
 
     @abstractmethod
-    async def rent(self, offer: Offer, workload: Workload, key: RentalKey) -> str:
+    async def rent(
+        self, offer: Offer, workload: Workload, key: RentalKey, *, choose: Choose | None = None
+    ) -> str:
         """Start paying for the offer under our key; return the instance id. Sent at most once.
+
+        A market with `AUCTION` hands the bids it gets to `choose`; the others ignore it.
 
         Raises:
             OfferGone: nothing was rented, another candidate may do.
@@ -147,6 +251,28 @@ class Provider(ABC):
         Raises:
             InstanceAbsent: there is no such instance.
         """
+
+    async def extend(self, instance_id: str) -> None:
+        """Buy one more block of time; only for `PREPAID`. Safe to repeat only where it says so.
+
+        Raises:
+            InstanceAbsent: there is no such instance.
+            OutcomeUnknown: it may have been bought; the next listing's `paid_until` tells.
+        """
+        del instance_id
+        raise unsupported(self.spec, "extend")
+
+    async def exec(
+        self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
+    ) -> Finished:
+        """Run a command inside the instance; only for `EXEC`.
+
+        Raises:
+            InstanceAbsent: there is no such instance.
+            Unavailable: the connection ended without a result; the command may have run.
+        """
+        del instance_id, command, stdin, timeout_s
+        raise unsupported(self.spec, "exec")
 
     async def billed(self, instance_id: str) -> Decimal | None:
         """Return what the provider has charged for it so far; None where it cannot tell."""

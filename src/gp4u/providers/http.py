@@ -12,9 +12,16 @@ before anybody reads the reply.
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
+import re
+import ssl
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from functools import cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import Final, Protocol, TypeVar
 
@@ -23,6 +30,7 @@ import msgspec
 
 from gp4u.errors import BadInput, Malformed, ProviderError, Unavailable
 from gp4u.providers.contract import Call
+from gp4u.resilience.backoff import parse_retry_after
 from gp4u.resilience.guard import Guard
 
 T = TypeVar("T")
@@ -31,9 +39,16 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 CONNECT_S: Final = 5.0
 MAX_BYTES: Final = 32 * 1024 * 1024
 """Cap on a body, both as received and as decompressed."""
+UNPACK_BYTES: Final = 1024 * 1024
+"""Of a compressed body at one go; everybody else has a turn in between."""
+MAX_STREAM_BYTES: Final = 4 * 1024 * 1024
+"""Cap on what is taken of a stream that may never end."""
 MAX_URL: Final = 2048
 _SHORTEST_SECRET: Final = 8
 """A shorter key is not blotted out of replies: it could be any number in them."""
+_SECRET_HEADER: Final = re.compile("auth|key|token|secret|cookie|sign")
+_MOST_SECRETS: Final = 32
+"""Newest keys of one provider that are blotted; code that makes one per call must not pile up."""
 _NOT_SENT: Final = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
@@ -54,12 +69,25 @@ class Reply(msgspec.Struct, frozen=True):
     content: bytes
 
 
+class Request(msgspec.Struct, frozen=True):
+    """One attempt of one call, as it is about to leave: what a signature is made of."""
+
+    method: str
+    path: str
+    """Without host and query, as it stands in the URL."""
+    query: str
+    """As it stands in the URL, without the question mark."""
+    body: bytes
+
+
 class Judge(Protocol):
     """Says what a reply means in one market: None for a success, else the error to raise."""
 
     def __call__(self, operation: str, reply: Reply) -> ProviderError | None: ...
 
 
+Sign = Callable[[Request], Mapping[str, str]]
+"""Returns the headers that prove who sends this very attempt; asked anew for each one."""
 Observe = Callable[[str, str, ProviderError | None, float], None]
 """Told of each try: provider, operation, its error or None, seconds."""
 
@@ -81,26 +109,35 @@ class Http:
         judge: Judge,
         headers: Mapping[str, str],
         timeout_s: float,
+        sign: Sign | None = None,
+        secrets: Iterable[str] = (),
         allow_loopback: bool = False,
         transport: httpx2.AsyncBaseTransport | None = None,
-        observe: Observe = _unobserved,
+        observe: Observe | None = None,
     ) -> None:
-        """`headers` carry the key; they go to the provider itself and nowhere else.
+        """`headers` carry the key; they and what `sign` returns go to the provider alone.
+
+        A reply that says the key back, or one of `secrets`, is blotted before anybody reads it.
 
         Raises:
             BadInput: the key cannot stand in a header.
         """
-        if not all(value.isascii() and value.isprintable() for value in headers.values()):
-            raise BadInput(f"key of {provider}", "(hidden)", "must be printable ASCII on one line")
-        self._provider, self._guard, self._judge, self._observe = provider, guard, judge, observe
-        self._headers = dict(headers)
-        keys = [value.split()[-1] for value in headers.values() if value.strip()]
-        self._secrets = [key for key in keys if len(key) >= _SHORTEST_SECRET]
+        self._provider, self._guard, self._judge, self._observe = (
+            provider,
+            guard,
+            judge,
+            observe or _unobserved,
+        )
+        self._headers, self._sign = dict(headers), sign
+        _check_headers(provider, headers)
+        self._secrets: list[str] = []
+        self._hide([*headers.values(), *secrets])
         self._timeout_s, self._allow_loopback = timeout_s, allow_loopback
         self._client = httpx2.AsyncClient(
             transport=transport,
             follow_redirects=False,
             trust_env=False,  # a proxy from the environment would see the key
+            verify=_trusted() if transport is None else True,
         )
         # What a reply sets is nobody's business: one call must not shape the next.
         self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -112,12 +149,14 @@ class Http:
         *,
         safe: bool,
         params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
     ) -> bytes:
         """Send a call through the guard and return the body of a reply that the judge let pass.
 
         `operation` names the endpoint for pacing and errors. `safe` says that sending it twice does
-        no harm; only then is it ever sent twice after a byte may have left.
+        no harm; only then is it ever sent twice after a byte may have left. `headers` are of this
+        call alone, and are no place for a secret: a reply that repeats them is not blotted.
 
         Raises:
             Unavailable: transport, deadline, or what the judge calls so.
@@ -126,26 +165,91 @@ class Http:
         """
         limit_s = timeout_s or self._timeout_s
 
-        async def attempt() -> bytes:
-            now = asyncio.get_running_loop().time
-            began = now()
-            outcome: ProviderError | None = None
-            try:
-                reply = await self._exchange(operation, call, params=params, timeout_s=limit_s)
-                outcome = self._judge(operation, reply)
-                if outcome is not None:
-                    raise outcome
-                return reply.content
-            except ProviderError as error:
-                outcome = error
-                raise
-            except asyncio.CancelledError:
-                outcome = Unavailable(self._provider, operation, "cut off before its answer")
-                raise
-            finally:
-                self._observe(self._provider, operation, outcome, now() - began)
+        async def exchange() -> Reply:
+            return await self._exchange(
+                operation, call, params=params, headers=headers, timeout_s=limit_s
+            )
 
-        return await self._guard.call(attempt, endpoint=operation, safe=safe, timeout_s=limit_s)
+        reply = await self._guarded(operation, exchange, safe=safe, timeout_s=limit_s)
+        return reply.content
+
+    async def visit(
+        self,
+        operation: str,
+        call: Call,
+        *,
+        safe: bool,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        trusted: bool = False,
+    ) -> Reply:
+        """Send a call that somebody else's code made, through the guard; return the whole reply.
+
+        Where the address is not `trusted` it is foreign text, and held to what `fetch_result`
+        holds it to. `headers` may carry a key: under a name that says so, it is blotted out of
+        every reply.
+
+        Raises:
+            BadInput: a header cannot stand in a request.
+            Malformed: the URL is not one we may follow; else as in `send`.
+            ProviderError: what the judge or the guard say.
+        """
+        given = headers or {}
+        _check_headers(self._provider, given)
+        self._hide(value for name, value in given.items() if _SECRET_HEADER.search(name.lower()))
+        stranger: httpx2.URL | None = None
+        if not trusted:
+            stranger, (first, *_) = await self._pinned(call.url, operation)
+            call = Call(method=call.method, url=first, body=call.body)
+
+        async def exchange() -> Reply:
+            return await self._exchange(
+                operation,
+                call,
+                params=params,
+                headers=headers,
+                timeout_s=self._timeout_s,
+                stranger=stranger,
+            )
+
+        return await self._guarded(operation, exchange, safe=safe, timeout_s=self._timeout_s)
+
+    async def collect(
+        self,
+        operation: str,
+        call: Call,
+        *,
+        params: Mapping[str, str] | None = None,
+        for_s: float,
+        max_bytes: int = MAX_STREAM_BYTES,
+    ) -> bytes:
+        """Read a stream until it ends, is silent for `for_s`, or holds `max_bytes`.
+
+        Safe to repeat, so only for reads.
+
+        Raises:
+            Unavailable: not even its head came.
+            ProviderError: what the judge or the guard say.
+        """
+
+        async def beginning() -> Reply:
+            accept = {"accept": "text/event-stream, text/plain", "accept-encoding": "identity"}
+            request = self._request(call, params, accept, timeout_s=self._timeout_s)
+            body = bytearray()
+            async with self._sent(operation, request) as response:
+                chunks = aiter(response.aiter_raw())
+                try:
+                    while len(body) < max_bytes:
+                        async with asyncio.timeout(for_s):
+                            body += await anext(chunks)
+                except (StopAsyncIteration, TimeoutError):
+                    pass  # it ended, or has told all it has for now
+            return self._reply(response, bytes(body[:max_bytes]))
+
+        reply = await self._guarded(
+            operation, beginning, safe=True, timeout_s=self._timeout_s + for_s
+        )
+        return reply.content
 
     async def fetch_result(self, url: str, *, deadline_s: float = 10.0) -> str:
         """Read a document that the provider points to, without our key, as soon as it is there.
@@ -189,6 +293,38 @@ class Http:
         """Close the connections."""
         await self._client.aclose()
 
+    async def _guarded(
+        self,
+        operation: str,
+        exchange: Callable[[], Awaitable[Reply]],
+        *,
+        safe: bool,
+        timeout_s: float,
+    ) -> Reply:
+        """Try an exchange as the guard lets; return the reply that the judge passed."""
+
+        async def attempt() -> Reply:
+            now = asyncio.get_running_loop().time
+            began = now()
+            outcome: ProviderError | None = None
+            try:
+                reply = await exchange()
+                outcome = self._judge(operation, reply)
+                if outcome is not None:
+                    outcome.status = reply.status
+                    raise outcome
+                return reply
+            except ProviderError as error:
+                outcome = error
+                raise
+            except asyncio.CancelledError:
+                outcome = Unavailable(self._provider, operation, "cut off before its answer")
+                raise
+            finally:
+                self._observe(self._provider, operation, outcome, now() - began)
+
+        return await self._guard.call(attempt, endpoint=operation, safe=safe, timeout_s=timeout_s)
+
     async def _exchange(
         self,
         operation: str,
@@ -196,29 +332,58 @@ class Http:
         *,
         timeout_s: float,
         params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         stranger: httpx2.URL | None = None,
     ) -> Reply:
         """Send once and read the whole reply; to a `stranger`, whom the URL names, without key."""
+        own = {"accept": "application/json", "accept-encoding": "gzip", **(headers or {})}
+        request = self._request(call, params, own, timeout_s=timeout_s, stranger=stranger)
+        async with self._sent(operation, request) as response:
+            body = await _bounded_body(response)
+        if len(body) > UNPACK_BYTES:
+            await asyncio.sleep(0)  # looking through it for keys and errors takes its time
+        return self._reply(response, body)
+
+    def _request(
+        self,
+        call: Call,
+        params: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        *,
+        timeout_s: float,
+        stranger: httpx2.URL | None = None,
+    ) -> httpx2.Request:
+        body = b"" if call.body is None else _encoder.encode(call.body)
         request = self._client.build_request(
             call.method,
             call.url,
             params=params,
-            headers={"accept": "application/json", "accept-encoding": "gzip"},
-            content=None if call.body is None else _encoder.encode(call.body),
+            headers=headers,
+            content=None if call.body is None else body,
             timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
         )
         if call.body is not None:
             request.headers["content-type"] = "application/json"
-        if stranger is None:
-            request.headers.update(self._headers)
-        else:
+        if stranger is not None:
             request.headers["host"] = stranger.netloc.decode("ascii")
             request.headers["connection"] = "close"  # the address may serve other names as well
             request.extensions["sni_hostname"] = stranger.raw_host.decode("ascii")
+            return request
+        request.headers.update(self._headers)
+        if self._sign is not None:
+            path, _, query = request.url.raw_path.decode("ascii").partition("?")
+            request.headers.update(self._sign(Request(call.method, path, query, body)))
+        return request
+
+    @asynccontextmanager
+    async def _sent(
+        self, operation: str, request: httpx2.Request
+    ) -> AsyncIterator[httpx2.Response]:
+        """Send once; what goes wrong until the reply is read becomes an error of ours."""
         try:
             response = await self._client.send(request, stream=True)
             try:
-                body = await _bounded_body(response)
+                yield response
             finally:
                 await response.aclose()
         except _NOT_SENT as error:
@@ -227,6 +392,8 @@ class Http:
             raise Unavailable(self._provider, operation, self._why(error)) from error
         except _BadBodyError as error:
             raise Malformed(self._provider, operation, str(error)) from error
+
+    def _reply(self, response: httpx2.Response, body: bytes) -> Reply:
         for secret in self._secrets:
             body = body.replace(secret.encode(), b"[redacted]")
         return Reply(response.status_code, dict(response.headers), body)
@@ -237,45 +404,71 @@ class Http:
             text = text.replace(secret, "[redacted]")
         return text
 
-    async def _pinned(self, url: str) -> tuple[httpx2.URL, list[str]]:
+    def _hide(self, values: Iterable[str]) -> None:
+        """Have the keys in these headers' values blotted out of replies from now on."""
+        keys = [value.split()[-1] for value in values if value.strip()]
+        new = [key for key in keys if len(key) >= _SHORTEST_SECRET and key not in self._secrets]
+        self._secrets = [*new, *self._secrets][:_MOST_SECRETS]
+
+    async def _pinned(self, url: str, operation: str = "result") -> tuple[httpx2.URL, list[str]]:
         """Return the URL, and it again with each of its host's checked addresses for a host.
 
         Pinned, since a name could point elsewhere by the time it is connected to.
         """
-        bound = "the result URL must be plain https to a public address"
+        bound = f"the {operation} URL must be plain https to a public address"
         try:
             target = httpx2.URL(url[: MAX_URL + 1])
         except httpx2.InvalidURL as error:
-            raise Malformed(self._provider, "result", bound) from error
+            raise Malformed(self._provider, operation, bound) from error
         plain = target.scheme in ("https", "http") and target.host and not target.userinfo
         if len(url) > MAX_URL or not plain or not 0 < (target.port or 443) < 65_536:
-            raise Malformed(self._provider, "result", bound)
-        addresses = await self._addresses(target)
+            raise Malformed(self._provider, operation, bound)
+        addresses = await self._addresses(target, operation)
         encrypted = target.scheme == "https"
         for address in addresses:
             loopback = self._allow_loopback and address.is_loopback
             if not (loopback or (encrypted and may_connect(address))):
-                raise Malformed(self._provider, "result", bound)
+                raise Malformed(self._provider, operation, bound)
         return target, [str(target.copy_with(host=str(address))) for address in addresses]
 
-    async def _addresses(self, url: httpx2.URL) -> list[Address]:
+    async def _addresses(self, url: httpx2.URL, operation: str) -> list[Address]:
         """Return every address of the URL's host, at least one."""
-        host = url.raw_host.decode("ascii")
-        try:
-            return [ipaddress.ip_address(host)]
-        except ValueError:
-            pass  # a name
         try:
             async with asyncio.timeout(CONNECT_S):
-                loop = asyncio.get_running_loop()
-                found = await loop.getaddrinfo(host, url.port or 443)
-            return list(dict.fromkeys(ipaddress.ip_address(info[4][0]) for info in found))
+                return await addresses_of(url.raw_host.decode("ascii"), url.port or 443)
         except (OSError, TimeoutError, UnicodeError) as error:
             raise Unavailable(
-                self._provider, "result", "its host has no address", sent=False
+                self._provider, operation, "its host has no address", sent=False
             ) from error
         except ValueError as error:
-            raise Malformed(self._provider, "result", "its host has no plain address") from error
+            raise Malformed(self._provider, operation, "its host has no plain address") from error
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """Return whom this machine trusts: 25 ms to read, so all ways out share it."""
+    return httpx2.create_ssl_context(trust_env=False)
+
+
+def _check_headers(provider: str, headers: Mapping[str, str]) -> None:
+    if not all(value.isascii() and value.isprintable() for value in headers.values()):
+        raise BadInput(f"key of {provider}", "(hidden)", "must be printable ASCII on one line")
+
+
+async def addresses_of(host: str, port: int) -> list[Address]:
+    """Return every address of a host, at least one; an address is its own.
+
+    Raises:
+        OSError: the name has none.
+        UnicodeError: the name cannot be one.
+        ValueError: one of its addresses is not plain.
+    """
+    try:
+        return [ipaddress.ip_address(host)]
+    except ValueError:
+        pass  # a name
+    found = await asyncio.get_running_loop().getaddrinfo(host, port)
+    return list(dict.fromkeys(ipaddress.ip_address(info[4][0]) for info in found))
 
 
 def may_connect(address: Address, *, allow_loopback: bool = False) -> bool:
@@ -306,6 +499,20 @@ def decode(provider: str, operation: str, body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except UNREADABLE as error:
         raise Malformed(provider, operation, f"{_short(error)}; body: {excerpt(body)}") from error
+
+
+def retry_after_s(reply: Reply) -> float | None:
+    """Return how long a reply asks to wait by its `Retry-After`, 0..300 s; None: it does not say.
+
+    A time of day counts from the reply's own `Date`, since clocks differ; without that it says
+    nothing.
+    """
+    header = reply.headers.get("retry-after", "")
+    try:
+        now = parsedate_to_datetime(reply.headers.get("date", ""))
+    except (ValueError, TypeError, IndexError, OverflowError):  # it slices; noise trips it anywhere
+        return parse_retry_after(header, None)
+    return parse_retry_after(header, now if now.tzinfo else now.replace(tzinfo=UTC))
 
 
 def excerpt(body: bytes, limit: int = 160) -> str:
@@ -339,26 +546,37 @@ async def _bounded_body(response: httpx2.Response) -> bytes:
     if encoding not in ("", "identity", "gzip"):
         raise _BadBodyError(f"content-encoding {harmless(encoding, 20)!r} was not asked for")
     unzip = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
-    body = bytearray()
+    body = io.BytesIO()  # hands out what it holds without a copy
     wire = 0
     async for chunk in response.aiter_raw():
         wire += len(chunk)
         if wire > MAX_BYTES:
             raise _BadBodyError(f"the body is over {MAX_BYTES} bytes")
         if unzip is None:
-            body += chunk
-            continue
-        try:
-            body += unzip.decompress(chunk, MAX_BYTES + 1 - len(body))
-        except zlib.error as error:
-            raise _BadBodyError(f"broken gzip: {error}") from error
-        if len(body) > MAX_BYTES:
-            raise _BadBodyError(f"the body unpacks to over {MAX_BYTES} bytes")
-        if unzip.unused_data:
-            raise _BadBodyError("something follows the gzip body")
+            body.write(chunk)
+        else:
+            await _unpack(unzip, chunk, body)
     if unzip is not None and wire and not unzip.eof:
         raise httpx2.ReadError("the gzip body ended early")
-    return bytes(body)
+    return body.getvalue()
+
+
+async def _unpack(unzip: zlib._Decompress, chunk: bytes, body: io.BytesIO) -> None:
+    """Add what a chunk unpacks to, which can be a thousand times as much, in pieces."""
+    more = True
+    while more:
+        try:
+            piece = unzip.decompress(chunk, UNPACK_BYTES)
+        except zlib.error as error:
+            raise _BadBodyError(f"broken gzip: {error}") from error
+        if body.tell() + len(piece) > MAX_BYTES:
+            raise _BadBodyError(f"the body unpacks to over {MAX_BYTES} bytes")
+        body.write(piece)
+        chunk = unzip.unconsumed_tail
+        if more := bool(chunk) or len(piece) == UNPACK_BYTES:
+            await asyncio.sleep(0)
+    if unzip.unused_data:
+        raise _BadBodyError("something follows the gzip body")
 
 
 def _short(error: Exception) -> str:

@@ -116,16 +116,18 @@ def sane_retry_after(seconds: float | None) -> float | None:
     return min(seconds, MAX_RETRY_AFTER_S)
 
 
-def parse_retry_after(header: str, now: datetime) -> float | None:
+def parse_retry_after(header: str, now: datetime | None) -> float | None:
     """Read a `Retry-After` header: seconds (fractions allowed) or an HTTP date; 0..300 s or None.
 
-    `now` is aware. A date in the past means now; garbage means None, and the caller backs off
-    on its own terms.
+    `now` is aware; without it a date says nothing. A date in the past means now; garbage means
+    None, and the caller backs off on its own terms.
     Source: RFC 9110 section 10.2.3; the fractions are what Vast's own SDK reads.
     """
     text = header.strip()
     if _SECONDS.fullmatch(text):
         return min(float(text), MAX_RETRY_AFTER_S)
+    if now is None:
+        return None
     try:
         date = parsedate_to_datetime(text)
         if date.tzinfo is None:

@@ -171,6 +171,11 @@ class Breaker:
         """Close by hand and forgive; the totals since the start stay."""
         self._close()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether calls pass freely; unlike the other states, this one does not end by itself."""
+        return self._state is BreakerState.CLOSED
+
     def state(self, at: float) -> BreakerState:
         """Return the state at that moment; an OPEN whose time is up reads as HALF_OPEN."""
         if self._state is BreakerState.OPEN and at >= self._open_until:

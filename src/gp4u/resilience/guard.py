@@ -222,6 +222,12 @@ class Guard:
         outcomes = self._outcomes
         return sum(ok for ok, _ in outcomes) / len(outcomes) if outcomes else 1.0
 
+    @property
+    def is_healthy(self) -> bool:
+        """Whether `health` would say HEALTHY; may be asked outside the event loop."""
+        good = self.success_rate >= DEGRADED_BELOW
+        return self._breaker.is_closed and not self._denied_at and good
+
     def reset_breaker(self) -> None:
         """Close the breaker by hand."""
         self._breaker.reset()

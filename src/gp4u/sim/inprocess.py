@@ -10,7 +10,7 @@ from __future__ import annotations
 import httpx2
 from starlette.types import ASGIApp
 
-from gp4u.sim.vastai_gate import ConnectionLostError
+from gp4u.sim.gate import ConnectionLostError
 
 
 class InProcessTransport(httpx2.AsyncBaseTransport):

@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx2
 
-from gp4u.providers.http import Http, Observe
-from gp4u.providers.vastai import VastAI
-from gp4u.providers.vastai_replies import judge
+from gp4u.providers.http import Http, Observe, Sign
+from gp4u.providers.vastai.adapter import VastAI
+from gp4u.providers.vastai.replies import judge
 from gp4u.resilience.guard import Guard, build_guard
 from tests.virtual_loop import VirtualClock
 
@@ -94,6 +94,7 @@ def http_over(
     allow_loopback: bool = False,
     key: str = KEY,
     observe: Observe | None = None,
+    sign: Sign | None = None,
 ) -> Http:
     """Return the adapter's way out; without a transport it speaks on real sockets."""
     more: dict[str, Any] = {} if observe is None else {"observe": observe}
@@ -103,6 +104,7 @@ def http_over(
         judge=judge,
         headers={"authorization": f"Bearer {key}"},
         timeout_s=timeout_s,
+        sign=sign,
         allow_loopback=allow_loopback,
         transport=transport,
         **more,

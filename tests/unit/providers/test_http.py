@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import ipaddress
+import random
+import re
 import socket
 import struct
 import traceback
@@ -20,7 +23,18 @@ import pytest
 
 from gp4u.errors import BadInput, Malformed, ProviderError, Throttled, Unavailable
 from gp4u.providers.contract import Call
-from gp4u.providers.http import MAX_BYTES, Http, decode, excerpt, harmless, may_connect
+from gp4u.providers.http import (
+    MAX_BYTES,
+    UNPACK_BYTES,
+    Http,
+    Request,
+    _trusted,
+    _unpack,
+    decode,
+    excerpt,
+    harmless,
+    may_connect,
+)
 from tests.unit.providers.scripted import KEY, Script, http_over
 
 MIB = 1024 * 1024
@@ -300,6 +314,43 @@ async def test_a_gzip_body_is_unpacked() -> None:
     answer = replying(body, headers="Content-Encoding: gzip\r\n")
     async with serving(answer) as wire, client() as http:
         assert await get(http, wire.url) == b'{"offers": []}'
+
+
+async def test_all_ways_out_share_what_this_machine_trusts() -> None:
+    """Certificates take 25 ms to read, and each market has a way out, some of them three."""
+    async with client() as one, client() as other:
+        contexts = {id(each._client._transport._pool._ssl_context) for each in (one, other)}  # type: ignore[attr-defined]  # where it ends up, deep inside
+        assert contexts == {id(_trusted())}
+
+
+@pytest.mark.parametrize("size", [0, UNPACK_BYTES - 1, UNPACK_BYTES, UNPACK_BYTES + 1, 5 * MIB])
+@pytest.mark.parametrize("byte", [b"0", None], ids=["repeating", "random"])
+async def test_a_large_gzip_body_is_unpacked_whole(size: int, byte: bytes | None) -> None:
+    """It is unpacked in pieces; one that fills a piece to the brim is not the end of it."""
+    body = random.Random(size).randbytes(size) if byte is None else byte * size
+    answer = replying(gzip.compress(body, 1), headers="Content-Encoding: gzip\r\n")
+    async with serving(answer) as wire, client() as http:
+        assert await get(http, wire.url) == body
+
+
+async def test_others_run_while_a_small_body_becomes_a_large_one() -> None:
+    """One chunk of a few kB can hold all of the cap: to unpack it at once stops everything."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    body = b"".join([bytes(16 * MIB), b"end"])
+    unzip, unpacked = zlib.decompressobj(wbits=31), io.BytesIO()
+    async with asyncio.TaskGroup() as group:
+        counting = group.create_task(count())
+        await _unpack(unzip, gzip.compress(body, 1), unpacked)
+        counting.cancel()
+    assert unpacked.getvalue() == body
+    assert turns >= 16
 
 
 @pytest.mark.parametrize(
@@ -668,3 +719,74 @@ def test_foreign_text_cannot_steer_a_terminal() -> None:
     said = harmless("a\x1b[31mb\r\nc\u202ed\x9be")
     assert said == "a [31mb  c d e"
     assert len(harmless("x" * 1000)) == 160
+
+
+async def test_every_attempt_is_signed_anew_over_the_bytes_that_leave() -> None:
+    """A nonce that was sent is worthless, so a retry with its old signature would be refused."""
+    signed: list[Request] = []
+
+    def sign(request: Request) -> dict[str, str]:
+        signed.append(request)
+        return {"x-nonce": str(len(signed))}
+
+    async def throttled_once(wire: Wire, writer: asyncio.StreamWriter) -> None:
+        status = "503 Busy" if wire.connections == 1 else "200 OK"
+        await replying(b"{}", status=status)(wire, writer)
+
+    async with serving(throttled_once) as wire, client(tries=2, sign=sign) as http:
+        call = Call(method="PUT", url=f"{wire.url}/v1/a%20b", body={"a": Decimal("0.10"), "b": "é"})
+        params = {"filter[gpu]": "1,2", "q": "a b"}
+        assert await http.send("offers", call, safe=True, params=params) == b"{}"
+    assert [request.body for request in signed] == wire.bodies
+    assert [f"{r.method} {r.path}?{r.query} HTTP/1.1" for r in signed] == [
+        head.partition("\r\n")[0] for head in wire.heads
+    ]
+    assert signed[0].body == '{"a":0.10,"b":"é"}'.encode()
+    nonces = [re.findall(r"(?i)x-nonce: (\d)", head) for head in wire.heads]
+    assert nonces == [["1"], ["2"]]
+
+
+async def test_a_stranger_gets_no_signature() -> None:
+    """A result URL is foreign text; what proves our account goes to the market alone."""
+
+    def sign(request: Request) -> dict[str, str]:
+        raise AssertionError(f"asked to sign {request.path}")
+
+    async with serving(replying(b"log")) as wire, client(sign=sign, allow_loopback=True) as http:
+        assert await http.fetch_result(f"{wire.url}/log") == "log"
+
+
+async def test_a_call_may_carry_headers_of_its_own() -> None:
+    """Some markets want one for a single path; the next call must not have it."""
+    async with serving(replying(b"{}")) as wire, client() as http:
+        await get(http, wire.url, headers={"x-idempotency": "k1"})
+        await get(http, wire.url)
+    assert "x-idempotency: k1" in wire.heads[0].lower()
+    assert "x-idempotency" not in wire.heads[1].lower()
+    assert KEY in wire.heads[0]
+
+
+async def test_a_stream_that_stays_open_is_left_once_it_is_silent() -> None:
+    """A log that is followed never ends by itself; what came so far is what there is."""
+    gone = asyncio.Event()
+
+    async def open_ended(_wire: Wire, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ndata: a\n\n")
+        await writer.drain()
+        await gone.wait()  # it has nothing more to say
+
+    async with serving(open_ended) as wire, client() as http:
+        call = Call(method="GET", url=wire.url)
+        assert await http.collect("logs", call, for_s=0.1) == b"data: a\n\n"
+        gone.set()
+    assert "text/event-stream" in wire.heads[0]
+    assert KEY in wire.heads[0]
+
+
+async def test_a_stream_that_cannot_be_reached_is_known_not_to_have_been_asked() -> None:
+    """The guard may then try it again, and the adapter need not guess."""
+    async with client() as http:
+        call = Call(method="GET", url=f"http://127.0.0.1:{closed_port()}/")
+        error = await caught(http.collect("logs", call, for_s=0.1))
+    assert isinstance(error, Unavailable)
+    assert error.sent is False

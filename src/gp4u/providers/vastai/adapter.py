@@ -1,34 +1,37 @@
 """Vast.ai: what we ask of it, in its search language, with its labels and at its pace.
 
-What this file hides: paths, request bodies, paging. What its replies mean, errors among them, is in
-`vastai_replies.py`. `docs/reference/vastai.md` holds the wire contract and the source of each fact.
+What this file hides: paths and paging. What its replies mean, errors among them, is in
+`replies.py`, what a search asks in `search.py`, what a rent sends in `order.py`, and what makes a
+listing complete in `listing.py`. `docs/reference/vastai.md` holds the wire contract and the source
+of each fact.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, ClassVar, Final
 
-from gp4u import gpus, places
 from gp4u.clock import Clock
-from gp4u.errors import BadInput, Malformed, OutcomeUnknown, Unavailable
-from gp4u.model import Instance, Listing, Offer, Protocol, RentalKey, Requirements, Workload
+from gp4u.errors import Malformed, OutcomeUnknown, Unavailable
+from gp4u.model import Listing, Offer, RentalKey, Workload
 from gp4u.providers.contract import (
     Ability,
     Account,
     Call,
+    Choose,
     OfferPage,
     Provider,
     ProviderSpec,
     Query,
 )
 from gp4u.providers.http import Http, decode
-from gp4u.providers.vastai_replies import (
-    MIN_DISK_GB,
+from gp4u.providers.turns import good_in_turns, in_turns
+from gp4u.providers.vastai.listing import ListWalk
+from gp4u.providers.vastai.order import rent_body
+from gp4u.providers.vastai.replies import (
     SLUG,
     ChargesReply,
     ErrorBody,
@@ -37,10 +40,10 @@ from gp4u.providers.vastai_replies import (
     RentReply,
     UserReply,
     id_text,
-    parse_offers,
-    to_instance,
+    offer_rows,
     to_offer,
 )
+from gp4u.providers.vastai.search import PAGE_OFFERS, groups, narrow, search_body, sold_names
 from gp4u.resilience.bucket import Pace
 
 SPEC: Final = ProviderSpec(
@@ -68,25 +71,18 @@ SPEC: Final = ProviderSpec(
     | Ability.LOGS
     | Ability.COMMAND
     | Ability.INTERRUPTIBLE
-    | Ability.BILL,
+    | Ability.BILL
+    | Ability.UDP
+    | Ability.RAW_PORTS
+    | Ability.MANY_PORTS,
 )
 
-PAGE_OFFERS: Final = 64
-"""Rows one search answers at most, whatever is asked (vastai.md 3.2, seen live 2026-09)."""
 MAX_PAGES: Final = 3
-MAX_GROUPS: Final = 3
 PAGE_INSTANCES: Final = 25
 MAX_LIST_PAGES: Final = 400
 PAGE_CHARGES: Final = 100
 MAX_CHARGE_PAGES: Final = 20
 CHARGES_DAYS: Final = 366
-LEAST_REPORTED: Final = 0.93
-"""A driver reports down to this share of the memory that is sold: 23,034 MB of 24 GiB."""
-MAX_IMAGE: Final = 1024
-MAX_ENV_CHARS: Final = 32_768
-MAX_ENV_ITEM: Final = 256
-MAX_ARGS_CHARS: Final = 4096
-MAX_PORTS: Final = 64
 
 
 class VastAI(Provider):
@@ -122,14 +118,14 @@ class VastAI(Provider):
         wanted = query.requirements
         found: dict[int, ListedOffer] = {}
         skipped, complete = 0, True
-        groups = _groups(wanted.gpu_models)
-        for models in groups:
-            names = _sold_names(models)
+        asked = groups(wanted.gpu_models)
+        for models in asked:
+            names = sold_names(models)
             if models and not names:
                 continue  # not sold here; without names the search would be for any GPU
             body = search_body(wanted, names)
             bad, cut_off = await self._walk(
-                body, found, MAX_PAGES if len(groups) == 1 else 1, wanted.max_price_usd_per_hour
+                body, found, MAX_PAGES if len(asked) == 1 else 1, wanted.max_price_usd_per_hour
             )
             skipped += bad
             if cut_off:
@@ -137,7 +133,7 @@ class VastAI(Provider):
                 skipped += bad
                 complete = complete and not cut_off
         at = self._clock.now()
-        offers = [to_offer(row, wanted, at) for row in found.values()]
+        offers = await in_turns(to_offer(row, wanted, at) for row in found.values())
         good = tuple(offer for offer in offers if offer is not None)
         return OfferPage(
             offers=good, complete=complete, skipped_rows=skipped + len(offers) - len(good)
@@ -152,7 +148,10 @@ class VastAI(Provider):
         url = f"{self._v0}/asks/{offer.offer_id}/"
         return (Call(method="PUT", url=url, body=rent_body(offer, workload, key)),)
 
-    async def rent(self, offer: Offer, workload: Workload, key: RentalKey) -> str:
+    async def rent(
+        self, offer: Offer, workload: Workload, key: RentalKey, *, choose: Choose | None = None
+    ) -> str:
+        del choose
         (call,) = self.rent_calls(offer, workload, key)
         try:
             body = await self._http.send("rent", call, safe=False, timeout_s=self._rent_timeout_s)
@@ -170,7 +169,7 @@ class VastAI(Provider):
 
     async def instances(self) -> Listing:
         began_at = self._clock.now()
-        walk = _ListWalk()
+        walk = ListWalk()
         for _ in range(MAX_LIST_PAGES):
             params = {
                 "limit": str(PAGE_INSTANCES),
@@ -254,7 +253,8 @@ class VastAI(Provider):
         skipped = 0
         for _ in range(pages):
             call = Call(method="POST", url=f"{self._v0}/bundles/", body=body)
-            page, bad = parse_offers(await self._http.send("offers", call, safe=True))
+            rows = offer_rows(await self._http.send("offers", call, safe=True))
+            page, bad = await good_in_turns(SLUG, "offers", rows)
             skipped += bad
             known = len(found)
             found.update((row.id, row) for row in page)
@@ -270,159 +270,3 @@ class VastAI(Provider):
                 return skipped, False
             body = {**body, "dph_total": {"gte": float(dearest)}}
         return skipped, True
-
-
-class _ListWalk:
-    """Gathers the pages of one listing, and whatever speaks against its being complete."""
-
-    def __init__(self) -> None:
-        self.token: str | None = None
-        """Where the next page begins; None: this was the last."""
-        self._found: dict[str, Instance] = {}
-        self._tokens: set[str] = set()
-        self._total: int | None = None
-        self._why = ""
-
-    def doubt(self, why: str) -> None:
-        """Note why the listing cannot prove absence; the first reason stays."""
-        self._why = self._why or why
-
-    def add(self, page: ListReply) -> None:
-        """Take in a page."""
-        if page.instances_found not in (None, len(page.instances)):
-            self.doubt("a page is shorter than it says")
-        if None not in (self._total, page.total_instances) and self._total != page.total_instances:
-            self.doubt("the total changed while paging")
-        self._total = self._total if page.total_instances is None else page.total_instances
-        for row in page.instances:
-            instance = to_instance(row)
-            if instance is None:
-                self.doubt("a row without an id")
-            else:
-                self._found[instance.instance_id] = instance  # of two rows, the newer page's
-        self.token = page.next_token
-        if self.token is not None and (self.token in self._tokens or not page.instances):
-            self.doubt("the cursor leads nowhere")
-            self.token = None
-        elif self.token is not None:
-            self._tokens.add(self.token)
-
-    def listing(self, *, began_at: datetime) -> Listing:
-        """Return what was seen."""
-        if self._total not in (None, len(self._found)):
-            self.doubt(f"{len(self._found)} instances shown of {self._total}")
-        return Listing(
-            provider=SLUG,
-            instances=tuple(self._found.values()),
-            complete=not self._why,
-            began_at=began_at,
-            why_incomplete=self._why,
-        )
-
-
-def _groups(models: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the models by search: one each while the budget of calls allows, the rest together."""
-    if not models:
-        return [()]
-    if len(models) <= MAX_GROUPS:
-        return [(model,) for model in models]
-    head = [(model,) for model in models[: MAX_GROUPS - 1]]
-    return [*head, models[MAX_GROUPS - 1 :]]
-
-
-def _sold_names(models: Iterable[str]) -> list[str]:
-    return sorted({name for model in models for name in gpus.sold_names(model)})
-
-
-def search_body(wanted: Requirements, names: Iterable[str]) -> dict[str, object]:
-    """Return the wide search: what the demand is about, without its bounds.
-
-    `names` are GPU names as the market spells them; none: any GPU.
-    """
-    body: dict[str, object] = {
-        "rentable": {"eq": True},
-        "rented": {"eq": False},
-        "external": {"eq": False},
-        "num_gpus": {"eq": wanted.gpu_count},
-        "order": [["dph_total", "asc"]],
-        "type": "bid" if wanted.interruptible else "on-demand",
-        "limit": PAGE_OFFERS,
-        "allocated_storage": float(max(wanted.disk_gib, MIN_DISK_GB)),
-    }
-    if wanted.verified_only:
-        body["verified"] = {"eq": True}
-    if names:
-        body["gpu_name"] = {"in": list(names)}
-    return body
-
-
-def narrow(body: Mapping[str, object], wanted: Requirements) -> dict[str, object]:
-    """Return the search with every bound that the market can apply. Each hit is checked again."""
-    bounds: dict[str, object] = {
-        "disk_space": {"gte": float(max(wanted.disk_gib, MIN_DISK_GB))},
-    }
-    if wanted.max_price_usd_per_hour is not None:
-        bounds["dph_total"] = {"lte": float(wanted.max_price_usd_per_hour)}
-    if wanted.min_vram_gib is not None:
-        bounds["gpu_ram"] = {"gte": round(wanted.min_vram_gib * 1024 * LEAST_REPORTED)}
-    if wanted.min_reliability is not None:
-        bounds["reliability"] = {"gte": wanted.min_reliability}
-    if wanted.min_download_mbps is not None:
-        bounds["inet_down"] = {"gte": wanted.min_download_mbps}
-    if wanted.min_cpus is not None:
-        bounds["cpu_cores_effective"] = {"gte": wanted.min_cpus}
-    if wanted.min_ram_gib is not None:
-        # The machine's; our share of it is smaller, and is told apart here.
-        bounds["cpu_ram"] = {"gte": int(wanted.min_ram_gib * 1024)}
-    if wanted.ports:
-        bounds["direct_port_count"] = {"gte": wanted.ports}
-    if wanted.locations:
-        bounds["geolocation"] = {"in": list(places.countries(wanted.locations))}
-    return {**body, **bounds}
-
-
-def rent_body(offer: Offer, workload: Workload, key: RentalKey) -> dict[str, object]:
-    """Return the body of the create call.
-
-    Raises:
-        BadInput: the market cannot take this workload; nothing was sent.
-    """
-    if len(workload.image) > MAX_IMAGE:
-        raise BadInput("image", workload.image[:40], f"Vast.ai takes {MAX_IMAGE} characters")
-    if sum(map(len, workload.command)) > MAX_ARGS_CHARS:
-        raise BadInput("command", "...", f"Vast.ai takes {MAX_ARGS_CHARS} characters in all")
-    body: dict[str, object] = {
-        "client_id": "me",
-        "image": workload.image,
-        "env": _env(workload),
-        "price": None,
-        "disk": float(max(workload.disk_gib, MIN_DISK_GB)),
-        "label": key,
-        "runtype": "args",  # keeps the image's entrypoint; no ssh, no onstart
-        "cancel_unavail": True,
-        "target_state": "running",
-    }
-    if offer.interruptible:
-        # Without a price a bid search rents on demand, at the on-demand price.
-        body["price"] = float(offer.gpu_usd_per_hour)
-    if workload.command:
-        body["args"] = list(workload.command)
-    return body
-
-
-def _env(workload: Workload) -> dict[str, str]:
-    """Return variables and ports in one: a key that starts with a dash is a flag of Docker's."""
-    for name, value in workload.env.items():
-        if not name or name.startswith("-"):
-            raise BadInput("env", name, "a variable's name must not be empty or start with a dash")
-        if len(name) > MAX_ENV_ITEM or len(value) > MAX_ENV_ITEM:
-            raise BadInput("env", name[:40], f"Vast.ai takes {MAX_ENV_ITEM} characters each")
-    if len(workload.ports) > MAX_PORTS:
-        raise BadInput("port", len(workload.ports), f"Vast.ai forwards at most {MAX_PORTS} ports")
-    env = dict(workload.env)
-    for port in workload.ports:
-        suffix = "" if port.protocol is Protocol.TCP else f"/{port.protocol}"
-        env[f"-p {port.number}:{port.number}{suffix}"] = "1"
-    if sum(len(name) + len(value) for name, value in env.items()) > MAX_ENV_CHARS:
-        raise BadInput("env", f"{len(env)} variables", f"Vast.ai takes {MAX_ENV_CHARS} characters")
-    return env

@@ -2,7 +2,7 @@
 
 Hides that `env` mixes variables with Docker flags, and how a run type decides which part of the
 body becomes the entrypoint and which the command. Pure: a body in, an order out. Which offer is
-rented, and what goes wrong, is decided in `vastai.py`. Unknown fields are ignored, as the real
+rented, and what goes wrong, is decided in `app.py`. Unknown fields are ignored, as the real
 service does.
 
 Source: api-reference/openapi/yaml/create_instance.yaml and guides on templates and networking of

@@ -22,7 +22,7 @@ from gp4u.errors import (
 )
 from gp4u.model import Offer, Port, Protocol, RentalKey, Requirements, Workload
 from gp4u.providers.contract import Query
-from gp4u.providers.vastai import rent_body
+from gp4u.providers.vastai.order import rent_body
 from tests.unit.providers.scripted import KEY, Script, market, recorded
 from tests.virtual_loop import EPOCH, run_virtual
 

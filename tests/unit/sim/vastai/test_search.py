@@ -12,7 +12,7 @@ import pytest
 
 from gp4u.sim.contracts import Order
 from gp4u.sim.runtime import pretend
-from gp4u.sim.vastai_search import SearchError, country, driver_number, offers_found
+from gp4u.sim.vastai.search import SearchError, country, driver_number, offers_found
 from gp4u.sim.world import World
 
 ALL = 10_000

@@ -2,9 +2,9 @@
 
 Hides which path does what, what is visible when, and the many ways in which a rent can answer.
 Written from the vendor's documents and from what third parties saw, never from an adapter, and it
-shares no code with one. Its parts: `vastai_gate.py` (identity, throttle, faults),
-`vastai_search.py` (offers), `vastai_rent.py` (the create body), `vastai_instances.py` (rows and
-pages), `vastai_account.py` (everything around instances). Each behaviour and its origin is listed
+shares no code with one. Its parts: `gate.py` (identity, throttle, faults),
+`search.py` (offers), `rent.py` (the create body), `instances.py` (rows and
+pages), `account.py` (everything around instances). Each behaviour and its origin is listed
 in docs/reference/vastai-sim.md.
 """
 
@@ -21,9 +21,10 @@ from starlette.routing import BaseRoute, Route
 
 from gp4u.sim.contracts import Contract, Order
 from gp4u.sim.faults import Faults, Kind, Strike
-from gp4u.sim.vastai_account import Account
-from gp4u.sim.vastai_gate import Call, CallRefusedError, Gate, Handler, VastSettings, refusal
-from gp4u.sim.vastai_instances import (
+from gp4u.sim.gate import Call, CallRefusedError, Handler
+from gp4u.sim.vastai.account import Account
+from gp4u.sim.vastai.gate import VastGate, VastSettings, refusal
+from gp4u.sim.vastai.instances import (
     ListQuery,
     TokenError,
     decoded_token,
@@ -32,8 +33,8 @@ from gp4u.sim.vastai_instances import (
     list_page,
     list_query,
 )
-from gp4u.sim.vastai_rent import BID_MAX_PER_GPU, BadOrderError, bid_of, order_of
-from gp4u.sim.vastai_search import Row, SearchError, offers_found
+from gp4u.sim.vastai.rent import BID_MAX_PER_GPU, BadOrderError, bid_of, order_of
+from gp4u.sim.vastai.search import Row, SearchError, offers_found
 from gp4u.sim.world import World
 
 LABEL_MAX = 1024
@@ -58,7 +59,7 @@ class VastMarket:
 
     def __init__(self, world: World, faults: Faults, settings: VastSettings) -> None:
         self._world, self._settings = world, settings
-        self._gate = Gate(world, faults, settings)
+        self._gate = VastGate(world, faults, settings)
         self._account = Account(world, settings)
         self._listed_from: dict[int, float] = {}
         self._listed_until: dict[int, float] = {}

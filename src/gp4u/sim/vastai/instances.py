@@ -2,7 +2,7 @@
 
 Hides how a contract of the world looks to a client: half of it null while it boots, ports as text
 and only while it runs, prices with the disk that was rented. Whether the client may see it yet
-(lag, staleness, lost pages) is decided in `vastai.py`, which passes in what is visible.
+(lag, staleness, lost pages) is decided in `app.py`, which passes in what is visible.
 
 Source: api-reference/openapi/yaml/show_instances.yaml and show_instance.yaml of the vendor's
 documentation, public clients' records of live answers; checked 2026-11.
@@ -20,7 +20,7 @@ from functools import cmp_to_key
 import msgspec
 
 from gp4u.sim.contracts import Contract
-from gp4u.sim.vastai_search import (
+from gp4u.sim.vastai.search import (
     Row,
     SearchError,
     cost_object,

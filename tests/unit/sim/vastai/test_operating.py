@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gp4u.sim.faults import Rule
-from tests.unit.sim.dialect import fill, market, settle
+from tests.unit.sim.vastai.dialect import fill, market, settle
 from tests.virtual_loop import run_virtual
 
 

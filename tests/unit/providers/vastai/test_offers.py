@@ -15,8 +15,9 @@ import pytest
 from gp4u.errors import Malformed, Unavailable
 from gp4u.model import Offer, Region, Requirements
 from gp4u.providers.contract import Query
-from gp4u.providers.vastai import MAX_PAGES, PAGE_OFFERS, narrow, search_body
-from gp4u.providers.vastai_replies import ListedOffer, parse_offers, to_offer
+from gp4u.providers.vastai.adapter import MAX_PAGES
+from gp4u.providers.vastai.replies import ListedOffer, parse_offers, to_offer
+from gp4u.providers.vastai.search import PAGE_OFFERS, narrow, search_body
 from tests.unit.providers.scripted import Script, market, recorded
 from tests.virtual_loop import EPOCH, run_virtual
 

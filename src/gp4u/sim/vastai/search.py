@@ -3,7 +3,7 @@
 Hides how a search body becomes rows. Values are coerced as the real service must (the official
 client sends every plain number as text), aliases and derived fields are translated, and prices
 are made for the disk and the kind of rent that the search names. HTTP and identity are
-`vastai.py`'s part, instances `vastai_instances.py`'s.
+`app.py`'s part, instances `instances.py`'s.
 
 Source: api-reference/openapi/yaml/search_offers.yaml of the vendor's documentation; query fields
 of package `vastai` 1.9.1; recorded offers of July 2025; checked 2026-11. Marked where inferred.

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gp4u.sim.faults import Rule
-from tests.unit.sim.dialect import EASY, Market, fill, market, settle
+from tests.unit.sim.vastai.dialect import EASY, Market, fill, market, settle
 from tests.virtual_loop import run_virtual
 
 

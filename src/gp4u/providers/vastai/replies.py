@@ -2,7 +2,7 @@
 
 What this file hides: the marketplace's wire types, its state fields, and how an error is told
 from a success. Three things shape it: a 200 can be a failure, a failure can have rented, and a 404
-can mean a bad key. All of it is pure. Which calls are made is `vastai.py`'s part.
+can mean a bad key. All of it is pure. Which calls are made is `adapter.py`'s part.
 
 Source: `docs/reference/vastai.md`, which names the document behind each fact; checked 2026-11.
 """
@@ -33,7 +33,8 @@ from gp4u.errors import (
     Unavailable,
 )
 from gp4u.model import Endpoint, Instance, InstanceState, Offer, Protocol, Requirements
-from gp4u.providers.http import UNREADABLE, Reply, decode, excerpt, harmless, rows
+from gp4u.providers.http import UNREADABLE, Reply, decode, excerpt, harmless
+from gp4u.providers.turns import each_row, good_rows
 from gp4u.resilience.backoff import MAX_RETRY_AFTER_S, parse_retry_after, sane_retry_after
 
 SLUG: Final = "vastai"
@@ -88,13 +89,7 @@ class ListedOffer(msgspec.Struct, gc=False):
 
 
 class SearchReply(msgspec.Struct):
-    """All rows of a search, each in its type."""
-
-    offers: list[ListedOffer]
-
-
-class RawSearchReply(msgspec.Struct):
-    """The same, for a reply in which some row is bad."""
+    """All rows of a search, not read yet, so that a bad one hides no other."""
 
     offers: list[msgspec.Raw]
 
@@ -152,21 +147,22 @@ class ErrorBody(msgspec.Struct):
     retry_after: Any = None
 
 
+def offer_rows(body: bytes) -> Iterator[ListedOffer | None]:
+    """Yield the rows of a search reply; None for one that breaks its schema.
+
+    Raises:
+        Malformed: it is no search reply; raised when the first row is asked for.
+    """
+    yield from each_row(decode(SLUG, "offers", body, SearchReply).offers, ListedOffer)
+
+
 def parse_offers(body: bytes) -> tuple[list[ListedOffer], int]:
     """Return the rows that keep their schema and how many do not.
 
     Raises:
         Malformed: it is no search reply, or more than half of its rows are bad.
     """
-    try:
-        # One pass over all rows is several times cheaper than row by row, and nearly always works.
-        return msgspec.json.decode(body, type=SearchReply).offers, 0
-    except UNREADABLE:
-        raw = decode(SLUG, "offers", body, RawSearchReply).offers
-    listed, bad = rows(raw, ListedOffer)
-    if bad * 2 > len(raw):
-        raise Malformed(SLUG, "offers", f"{bad} of {len(raw)} rows break the schema")
-    return listed, bad
+    return good_rows(SLUG, "offers", offer_rows(body))
 
 
 def to_offer(row: ListedOffer, wanted: Requirements, at: datetime) -> Offer | None:

@@ -18,7 +18,7 @@ from gp4u.errors import (
     Unavailable,
 )
 from gp4u.providers.http import Reply
-from gp4u.providers.vastai_replies import judge
+from gp4u.providers.vastai.replies import judge
 from tests.unit.providers.scripted import recorded
 
 DATE = "Wed, 21 Oct 2026 07:28:00 GMT"

@@ -11,7 +11,7 @@ import pytest
 
 from gp4u.sim.faults import Rule
 from gp4u.sim.runtime import Port
-from tests.unit.sim.dialect import EASY, market, settle
+from tests.unit.sim.vastai.dialect import EASY, market, settle
 from tests.virtual_loop import run_virtual
 
 

@@ -15,8 +15,8 @@ from gp4u.sim.contracts import Contract
 from gp4u.sim.faults import Faults, Rule
 from gp4u.sim.inprocess import InProcessTransport
 from gp4u.sim.runtime import pretend
-from gp4u.sim.vastai import vast_app
-from gp4u.sim.vastai_gate import VastSettings
+from gp4u.sim.vastai.app import vast_app
+from gp4u.sim.vastai.gate import VastSettings
 from gp4u.sim.world import World
 
 KEY = "test-key"

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from gp4u.sim.faults import Rule
-from gp4u.sim.vastai_gate import THRESHOLDS_S, VastSettings
-from tests.unit.sim.dialect import EASY, KEY, market
+from gp4u.sim.vastai.gate import THRESHOLDS_S, VastSettings
+from tests.unit.sim.vastai.dialect import EASY, KEY, market
 from tests.virtual_loop import run_virtual
 
 STRICT = msgspec.structs.replace(EASY, throttle=1.0)

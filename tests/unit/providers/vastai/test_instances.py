@@ -14,8 +14,8 @@ import pytest
 
 from gp4u.errors import Denied, InstanceAbsent, Malformed, ProviderError, Refused, Unavailable
 from gp4u.model import Endpoint, Instance, InstanceState, Listing, Protocol
-from gp4u.providers.vastai import MAX_CHARGE_PAGES, MAX_LIST_PAGES
-from gp4u.providers.vastai_replies import instance_state, to_instance
+from gp4u.providers.vastai.adapter import MAX_CHARGE_PAGES, MAX_LIST_PAGES
+from gp4u.providers.vastai.replies import instance_state, to_instance
 from tests.unit.providers.scripted import Script, market, recorded
 from tests.virtual_loop import EPOCH, run_virtual
 

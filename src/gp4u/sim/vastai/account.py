@@ -16,8 +16,9 @@ from decimal import Decimal
 from starlette.responses import JSONResponse, Response
 
 from gp4u.sim.contracts import Contract
-from gp4u.sim.vastai_gate import Call, Handler, VastSettings, refusal
-from gp4u.sim.vastai_search import Row, SearchError, filter_rows, offers_found
+from gp4u.sim.gate import Call, Handler
+from gp4u.sim.vastai.gate import VastSettings, refusal
+from gp4u.sim.vastai.search import Row, SearchError, filter_rows, offers_found
 from gp4u.sim.world import World
 
 _DAY_S = 86_400
