@@ -1,0 +1,276 @@
+"""The gateways of all simulated providers, at one address: status, logs and shell.
+
+Hides the token check and the shell's frames. Which provider is meant follows from the lease in the
+path, as each has its own address in the real world. A command really runs where instances are
+processes of this machine; where they are pretended only a few words are understood; inside of
+containers nothing is run, and the gateway says so.
+
+Source: provider:gateway/rest and its websocket handlers, 2026-06, as restated in
+docs/reference/akash.md 6; checked 2026-11.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from contextlib import suppress
+
+import msgspec
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from gp4u.sim.akash.gate import AkashGate
+from gp4u.sim.akash.market import AkashMarket, Lease, Placed, main_of
+from gp4u.sim.akash.rows import told_status
+from gp4u.sim.akash.token import TokenError, opened
+from gp4u.sim.faults import Faults, Kind, Strike
+from gp4u.sim.gate import Call
+
+STDOUT, STDERR, RESULT, FAILURE, STDIN = 100, 101, 102, 103, 104
+LEASE_NOT_FOUND = 4001
+_LEASE = "/lease/{dseq}/{gseq:int}/{oseq:int}"
+_POLL_S = 0.5
+_TAIL = 100
+
+
+class _RefusedError(Exception):
+    def __init__(self, response: Response) -> None:
+        self.response = response
+        super().__init__(response.status_code)
+
+
+class Gateways:
+    """The gateways' handlers."""
+
+    def __init__(self, market: AkashMarket, faults: Faults, secret: bytes) -> None:
+        self._market, self._faults, self._secret = market, faults, secret
+
+    def routes(self, gate: AkashGate) -> list[BaseRoute]:
+        """Return every path."""
+        answer = gate.wrap("gateway", self._public, public=True)
+        status = gate.wrap("gateway", self._status, public=True)
+        return [
+            *(Route(path, answer, methods=["GET"]) for path in ("/status", "/version", "/address")),
+            Route(f"{_LEASE}/status", status, methods=["GET"]),
+            WebSocketRoute(f"{_LEASE}/logs", self._logs),
+            WebSocketRoute(f"{_LEASE}/shell", self._shell),
+        ]
+
+    async def _public(self, call: Call) -> Response:
+        told = {"akash": {"version": "2.1.0"}, "cluster": {"leases": 0}}
+        return JSONResponse({"address": "akash1"} if "address" in call.request.url.path else told)
+
+    async def _status(self, call: Call) -> Response:
+        try:
+            placed, lease = self._admit(call.request, "status")
+        except _RefusedError as refused:
+            return refused.response
+        return JSONResponse(told_status(self._market.world, self._market, placed, lease))
+
+    def _admit(self, connection: HTTPConnection, scope: str) -> tuple[Placed, Lease]:
+        """Return the lease that the path names, if the token opens it.
+
+        Raises:
+            _RefusedError: as the gateway answers.
+        """
+        params = connection.path_params
+        deployment = self._market.deployments.get(params["dseq"])
+        placed = next(
+            (p for p in deployment.placed if p.gseq == params["gseq"]) if deployment else iter(()),
+            None,
+        )
+        provider = placed.lease.bid.host.owner if placed and placed.lease else ""
+        scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+        world = self._market.world
+        try:
+            if scheme.lower() != "bearer":
+                raise TokenError("no token")
+            at = world.epoch(world.now_s)
+            opened(self._secret, token, at=at, provider=provider, scope=scope)
+        except TokenError as error:
+            raise _RefusedError(JSONResponse({"message": str(error)}, 401)) from error
+        except PermissionError:
+            raise _RefusedError(JSONResponse({"message": "not allowed"}, 403)) from None
+        if placed is None or placed.lease is None or not placed.lease.live:
+            raise _RefusedError(PlainTextResponse("no such lease", 404))
+        if provider in self._market.unreachable:
+            raise _RefusedError(PlainTextResponse("unavailable", 503))
+        return placed, placed.lease
+
+    async def _enter(
+        self, socket: WebSocket, endpoint: str, scope: str
+    ) -> tuple[Placed, Lease, Strike] | None:
+        """Let a WebSocket in, or decline it; None: it was declined."""
+        strike = self._faults.strike(endpoint, at=self._market.world.age_s)
+        if (slow := strike.get(Kind.LATENCY)) is not None:
+            await asyncio.sleep(slow.seconds or 1.0)
+        if strike.get(Kind.REFUSE) is not None or strike.get(Kind.RESET_BEFORE) is not None:
+            await socket.close()
+            return None
+        await self._market.world.advance()
+        await self._market.step()
+        try:
+            if (rule := strike.get(Kind.STATUS)) is not None:
+                headers = {"location": "https://127.0.0.1/"} if rule.status == 302 else {}
+                raise _RefusedError(PlainTextResponse("trouble", rule.status or 503, headers))
+            placed, lease = self._admit(socket, scope)
+        except _RefusedError as refused:
+            await socket.send_denial_response(refused.response)
+            return None
+        return placed, lease, strike
+
+    async def _logs(self, socket: WebSocket) -> None:
+        entered = await self._enter(socket, "logs", "logs")
+        if entered is None:
+            return
+        placed, lease, strike = entered
+        await socket.accept()
+        params = socket.query_params
+        wanted = params.get("service") or None
+        tail = int(params["tail"]) if params.get("tail", "").isdecimal() else _TAIL
+        follow = params.get("follow") == "true"
+        sent: dict[str, int] = {}
+        with suppress(WebSocketDisconnect):
+            while True:
+                for name, text in (await self._texts(placed, lease)).items():
+                    if wanted not in (None, name):
+                        continue
+                    lines = text.splitlines()
+                    begin = sent.get(name, max(0, len(lines) - tail))
+                    for line in lines[begin:]:
+                        pod = f"{name}-7d9c5b8f6d-{lease.contract.id % 10**5:05d}"
+                        told = {"name": pod, "message": line}
+                        await socket.send_text(msgspec.json.encode(told).decode())
+                        if strike.get(Kind.CUT_BODY) is not None:
+                            await socket.close(LEASE_NOT_FOUND - 1)
+                            return
+                    sent[name] = len(lines)
+                if not follow:
+                    break
+                await asyncio.sleep(_POLL_S)
+                if not lease.live:
+                    await socket.close(LEASE_NOT_FOUND, "lease closed")
+                    return
+            await socket.close()
+
+    async def _texts(self, placed: Placed, lease: Lease) -> dict[str, str]:
+        """Return what each service of a lease has printed."""
+        main = main_of(placed.group)
+        contract, texts = lease.contract, {}
+        if contract.running is not None:
+            texts[main.name] = await contract.running.logs(10_000)
+        else:
+            texts[main.name] = contract.logs_kept
+        for name, running in lease.beside.items():
+            texts[name] = await running.logs(10_000)
+        return texts
+
+    async def _shell(self, socket: WebSocket) -> None:
+        entered = await self._enter(socket, "shell", "shell")
+        if entered is None:
+            return
+        placed, lease, strike = entered
+        params = socket.query_params
+        missing = {"cmd0", "service", "podIndex", "tty", "stdin"} - set(params)
+        if missing:
+            text = f"missing parameters: {', '.join(sorted(missing))}"
+            await socket.send_denial_response(PlainTextResponse(text, 400))
+            return
+        await socket.accept()
+        argv: list[str] = []
+        while f"cmd{len(argv)}" in params:
+            argv.append(params[f"cmd{len(argv)}"])
+        with suppress(WebSocketDisconnect):
+            known = {service.name for service in placed.group.services}
+            if params["service"] not in known or not lease.contract.up:
+                failure = "no such service exists with that name"
+                await socket.send_bytes(bytes([FAILURE]) + failure.encode())
+            elif strike.get(Kind.CUT_BODY) is not None:
+                await socket.send_bytes(bytes([STDOUT]) + b"half of ")
+                await socket.close()
+                return
+            else:
+                await self._run(socket, argv, with_stdin=params["stdin"] == "1")
+            await socket.close()
+
+    async def _run(self, socket: WebSocket, argv: list[str], *, with_stdin: bool) -> None:
+        match self._market.world.runtime.name:
+            case "pretend":
+                await self._pretend(socket, argv)
+            case "process":
+                await _really(socket, argv, with_stdin=with_stdin)
+            case _:
+                text = "the simulator runs no commands inside of containers"
+                await socket.send_bytes(bytes([FAILURE]) + text.encode())
+
+    async def _pretend(self, socket: WebSocket, argv: list[str]) -> None:
+        match argv:
+            case ["echo", *words]:
+                code = 0
+                await socket.send_bytes(bytes([STDOUT]) + f"{' '.join(words)}\n".encode())
+            case ["true"]:
+                code = 0
+            case ["false"]:
+                code = 1
+            case _:
+                code = 127
+                text = f"sh: {argv[0]}: not found\n"
+                await socket.send_bytes(bytes([STDERR]) + text.encode())
+        await _told(socket, code)
+
+
+async def _told(socket: WebSocket, code: int) -> None:
+    """Send the result of a command."""
+    result = msgspec.json.encode({"exit_code": code})
+    await socket.send_bytes(bytes([RESULT]) + result)
+
+
+async def _really(socket: WebSocket, argv: list[str], *, with_stdin: bool) -> None:
+    """Run a command on this machine, in a directory of its own, and pass everything on."""
+    with tempfile.TemporaryDirectory(prefix="gp4u-shell-") as folder:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE if with_stdin else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": folder},
+                cwd=folder,
+            )
+        except OSError as error:
+            await socket.send_bytes(bytes([FAILURE]) + str(error).encode())
+            return
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                feeding = tasks.create_task(_feed(socket, process))
+                for code, stream in ((STDOUT, process.stdout), (STDERR, process.stderr)):
+                    assert stream is not None  # noqa: S101 -- for the type checker: both are pipes
+                    tasks.create_task(_pump(socket, code, stream))
+                ended = await process.wait()
+                feeding.cancel()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        await _told(socket, ended)
+
+
+async def _feed(socket: WebSocket, process: asyncio.subprocess.Process) -> None:
+    """Pass stdin frames on; when the other side is gone the command goes as well."""
+    with suppress(WebSocketDisconnect, ConnectionError):
+        while True:
+            message = await socket.receive_bytes()
+            if process.stdin is not None and message[:1] == bytes([STDIN]):
+                process.stdin.write(message[1:])
+                await process.stdin.drain()
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+
+
+async def _pump(socket: WebSocket, code: int, stream: asyncio.StreamReader) -> None:
+    while data := await stream.read(32_768):
+        await socket.send_bytes(bytes([code]) + data)
