@@ -18,7 +18,7 @@ from gp4u.clock import Clock, SystemClock
 from gp4u.errors import Denied, ProviderError
 from gp4u.model import InstanceState
 from gp4u.providers.contract import Provider
-from gp4u.providers.registry import open_providers
+from gp4u.providers.registry import Registry, get_provider_registry
 from gp4u.rentals.broker import Broker
 from gp4u.rentals.ledger import Ledger, open_ledger
 from gp4u.rentals.plan import Release, ReleaseOrphan, make_policy
@@ -126,9 +126,18 @@ def _rate_of(guard: Guard) -> Callable[[], float]:
 
 
 async def serve(
-    settings: Settings, *, host: str, port: int, started: Callable[[str], None]
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    started: Callable[[str], None],
+    greeted: Callable[[Mapping[str, ProviderError | None], Mapping[str, str]], None],
 ) -> None:
-    """Reconcile, and serve health and metrics, until cancelled."""
+    """Reconcile, and serve health and metrics, until cancelled.
+
+    `started` gets the address that is served; `greeted` once gets each open market, with why its
+    first call failed, or None, and each other one with why it is not open.
+    """
     metrics = Metrics(settings.provider_slugs)
     async with open_app(settings, metrics=metrics) as app:
         api = build_api(
@@ -143,7 +152,26 @@ async def serve(
         async def listen() -> None:
             await serve_api(api, host=host, port=port, started=started)
 
-        await app.run(listen)
+        async def greet() -> None:
+            greeted(await greetings(app.providers), app.disabled)
+
+        await app.run(listen, greet)
+
+
+async def greetings(providers: Mapping[str, Provider]) -> Mapping[str, ProviderError | None]:
+    """Ask every market for the first time, all at once; return why each did not answer, or None."""
+    outcomes: dict[str, ProviderError | None] = dict.fromkeys(providers)
+
+    async def greet(slug: str) -> None:
+        try:
+            await providers[slug].ping()
+        except ProviderError as error:
+            outcomes[slug] = error
+
+    async with asyncio.TaskGroup() as group:
+        for slug in providers:
+            group.create_task(greet(slug))
+    return outcomes
 
 
 async def _awaited(part: Callable[[], Awaitable[None]]) -> None:
@@ -158,11 +186,12 @@ async def open_app(
     random: Random | None = None,
     transport: httpx2.AsyncBaseTransport | None = None,
     metrics: Metrics | None = None,
+    registry: Registry | None = None,
 ) -> AsyncIterator[App]:
     """Build everything from settings, and close it in the end. Nothing is sent yet.
 
-    `clock`, `random` and `transport` (for provider calls and probes) are for tests, which drive all
-    three.
+    `registry` says which markets there are; None is the one of this process. `clock`, `random` and
+    `transport` (for provider calls and probes) are for tests, which drive all three.
 
     Raises:
         BadInput: a setting does not fit.
@@ -178,14 +207,15 @@ async def open_app(
                 installation_secret=secret.get_secret_value().encode() if secret else None,
             )
         )
-        opened = open_providers(
-            settings,
-            clock=clock,
-            random=random,
-            transport=transport,
-            observe=metrics.provider_call if metrics else None,
+        opened = await stack.enter_async_context(
+            (registry or get_provider_registry()).opened(
+                settings,
+                clock=clock,
+                random=random,
+                transport=transport,
+                observe=metrics.provider_call if metrics else None,
+            )
         )
-        stack.push_async_callback(opened.aclose)
         prober = Prober(allow_loopback=settings.allow_loopback, transport=transport)
         stack.push_async_callback(prober.aclose)
         book = Book(
@@ -206,9 +236,9 @@ async def open_app(
             policies={
                 slug: make_policy(
                     provider.spec,
-                    settle_s=settings.provider(slug).settle_s,
-                    late_window_s=settings.provider(slug).late_window_s,
-                    bill_lag_s=settings.provider(slug).bill_lag_s,
+                    settle_s=opened.own[slug].settle_s,
+                    late_window_s=opened.own[slug].late_window_s,
+                    bill_lag_s=opened.own[slug].bill_lag_s,
                     rent_timeout_s=settings.rent_timeout_s,
                     boot_timeout_s=settings.boot_timeout_s,
                     orphan_grace_s=settings.orphan_grace_s,
@@ -226,6 +256,7 @@ async def open_app(
             clock=clock,
             random=random,
             max_offer_age_s=settings.max_offer_age_s,
+            allow_unlabelled=settings.allow_unlabelled,
         )
         yield App(
             settings=settings,

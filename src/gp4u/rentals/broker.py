@@ -8,7 +8,7 @@ reply - leaves an intent on disk that the reconciler settles by key; nothing her
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from random import Random
@@ -35,7 +35,8 @@ from gp4u.errors import (
     Unavailable,
 )
 from gp4u.model import Candidate, Decision, Demand, Offer, RentalKey, Snapshot, Workload
-from gp4u.providers.contract import Ability, Call, Provider, Query
+from gp4u.providers.contract import Ability, Call, Provider, Query, unfit
+from gp4u.providers.turns import in_turns
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.ledger import Ledger
 from gp4u.rentals.reconcile import Reconciler
@@ -45,9 +46,15 @@ MAX_ATTEMPTS: Final = 5
 """Candidates tried for one rent before it gives up."""
 COOL_S: Final = 60.0
 """An offer that was gone is not tried again for so long."""
+ESTIMATE_HEADROOM: Final = Decimal("1.5")
+"""A bid may be so much over the estimate that its order was placed by."""
 THROTTLED_WAIT_S: Final = 20.0
 SEARCH_PATIENCE_S: Final = 75.0
 """How long a search waits for markets that count by the minute."""
+_QUOTED_ONLY: Final = (
+    "quoted only: with these settings it cannot list what was rented by our key "
+    "(GP4U_ALLOW_UNLABELLED=1 rents all the same)"
+)
 FIRST_POLL_S: Final = 1.0
 SLOWEST_POLL_S: Final = 10.0
 
@@ -92,6 +99,13 @@ class Watched(Struct, frozen=True):
     problem: str
 
 
+class PassedOver(Struct, frozen=True):
+    """A market that had a better offer cannot run this workload; told once, before money."""
+
+    provider: str
+    reason: BadInput
+
+
 class Dropped(Struct, frozen=True):
     """This candidate came to nothing; another may be tried."""
 
@@ -105,7 +119,9 @@ class Settled(Struct, frozen=True):
     rental: Rental
 
 
-Progress = Decided | Waiting | Intended | Rented | Unsettled | Watched | Dropped | Settled
+Progress = (
+    Decided | Waiting | PassedOver | Intended | Rented | Unsettled | Watched | Dropped | Settled
+)
 Tell = Callable[[Progress], None]
 
 
@@ -126,10 +142,12 @@ class Broker:
         clock: Clock,
         random: Random,
         max_offer_age_s: float,
+        allow_unlabelled: bool = False,
     ) -> None:
+        """With `allow_unlabelled` markets are rented from whose listings do not carry our key."""
         self._providers, self._book, self._ledger = providers, book, ledger
         self._reconciler, self._clock, self._random = reconciler, clock, random
-        self._max_offer_age_s = max_offer_age_s
+        self._max_offer_age_s, self._allow_unlabelled = max_offer_age_s, allow_unlabelled
         self._cooling: dict[tuple[str, str], float] = {}
 
     async def decide(self, demand: Demand, *, tell: Tell = _silent) -> Decision:
@@ -148,22 +166,28 @@ class Broker:
             snapshot = await self._book.snapshot(Query(requirements=demand.requirements))
         from gp4u.selection.decide import decide  # numpy: 130 ms that looking and releasing spare
 
+        await in_turns((part.columns for part in snapshot.stretches), piece=1)
         return decide(snapshot, demand, at=self._clock.now(), max_age_s=self._max_offer_age_s)
 
     async def dry_run(
         self, demand: Demand, workload: Workload
-    ) -> tuple[Decision, tuple[Call, ...]]:
-        """Return the decision and the calls that `rent` would send for it; sends none of them.
+    ) -> tuple[Decision, Candidate | None, tuple[Call, ...]]:
+        """Return the decision, who would be rented first, and the calls for it; sends none of them.
 
         Raises:
-            BadInput: the winner's market cannot take this workload.
+            BadInput: no candidate's market can take this workload.
         """
         decision = await self.decide(demand)
-        best = decision.best
-        if best is None:
-            return decision, ()
         key = self._ledger.mint(self._random)
-        return decision, self._providers[best.offer.provider].rent_calls(best.offer, workload, key)
+        why: BadInput | None = None
+        for candidate in decision.candidates:
+            try:
+                return decision, candidate, self._calls(candidate.offer, workload, key)
+            except BadInput as error:
+                why = why or error
+        if why is not None:
+            raise why
+        return decision, None, ()
 
     async def rent(
         self,
@@ -182,8 +206,9 @@ class Broker:
         Raises:
             NothingFits: no offer passes the demand; nothing was sent.
             OwnerHasRental: the owner already has a live rental; nothing was sent.
-            BadInput: no market can take this workload; nothing was sent.
-            OutcomeUnknown: patience ended without a sign of the instance; it is being sought.
+            BadInput: no candidate's market can take this workload; nothing was sent.
+            OutcomeUnknown: patience ended without a sign of the instance; it is being sought. Or
+                the market cannot list by key, and only a person can look; no other was rented.
             ProviderError: every candidate came to nothing; the last reason.
         """
         decision = await self.decide(demand, tell=tell)
@@ -194,34 +219,47 @@ class Broker:
 
         stored = msgspec.json.encode(to_json(decision, top=20, rejections=False))
         failure: Exception | None = None
+        why: BadInput | None = None
+        passed_over: set[str] = set()
         machines: set[tuple[str, str | None]] = set()
+        shut: set[str] = set()
         tried: list[RentalKey] = []
         may_cost: list[RentalKey] = []
         for candidate in decision.candidates:
             machine = (candidate.offer.provider, candidate.offer.machine_id)
+            if candidate.offer.provider in shut:
+                continue
             if self._is_cooling(candidate.offer) or (machine[1] and machine in machines):
                 continue
             if len(tried) == MAX_ATTEMPTS:
                 break
+            sent = len(tried)
             try:
                 rental = await self._attempt(
                     owner, demand, workload, candidate, stored, tell, tried
                 )
-                if not wait:
-                    return rental
-                rental = await self._follow(rental, tell)
-            except Denied:
-                raise  # what was made, if anything, cannot be released either
-            except (BadInput, OwnerHasRental) as error:
+            except OwnerHasRental as error:
                 failure = error
                 break
+            except OutcomeUnknown as error:
+                failure = error  # it may run and cost: another one would be a second machine
+                break
+            except BadInput as error:
+                why = why or error  # the best market's reason is the one that helps
+                if candidate.offer.provider not in passed_over:
+                    passed_over.add(candidate.offer.provider)
+                    tell(PassedOver(candidate.offer.provider, error))
+                continue
             except ProviderError as error:
                 failure = error
                 if isinstance(error, Refused) and error.instance_id is not None:
                     may_cost.append(tried[-1])
-                if isinstance(error, Refused) and error.code == "insufficient_credit":
-                    break
+                if len(tried) == sent or _shuts(error):
+                    shut.add(candidate.offer.provider)
                 continue
+            if not wait:
+                return rental
+            rental = await self._follow(rental, tell)
             if rental.state is RentalState.RUNNING:
                 tell(Settled(rental))
                 return rental
@@ -231,7 +269,7 @@ class Broker:
             failure = _failure(rental)
         for key in may_cost:
             await self.release(key, tell=tell)  # nobody else may be there to see it through
-        raise failure or NothingFits(decision)
+        raise failure or why or NothingFits(decision)
 
     async def release(
         self, key: RentalKey, *, reason: str = "asked", wait: bool = True, tell: Tell = _silent
@@ -242,8 +280,10 @@ class Broker:
 
         Raises:
             BadInput: there is no such rental.
-            Refused: another account pays for it, so this key cannot release it.
+            Refused: another account pays for it, so this key cannot release it; or nobody knows
+                whether it exists, and its market cannot be asked by key.
         """
+        self._check_traceable(await self._read(key))
         rental = await self._begin_release(key, reason)
         started = asyncio.get_running_loop().time()
         while rental.is_open:
@@ -310,12 +350,10 @@ class Broker:
         """
         offer = candidate.offer
         provider = self._providers[offer.provider]
-        if not _can_hold(provider):
-            raise Refused(offer.provider, "rent", "cannot list by our key", code="unlabelled")
         policy = self._reconciler.policy(offer.provider)
-        account = await self._reconciler.account(offer.provider)
         key = self._ledger.mint(self._random)
-        provider.rent_calls(offer, workload, key)  # raises BadInput before anything is written
+        self._calls(offer, workload, key)  # raises BadInput before anything is written
+        account = await self._reconciler.account(offer.provider)
         intent = rentals.intend(
             key=key,
             owner=owner,
@@ -331,16 +369,58 @@ class Broker:
         tried.append(key)
         tell(Intended(intent, candidate))
         try:
-            instance_id = await provider.rent(offer, workload, key)
+            instance_id = await provider.rent(
+                offer,
+                workload,
+                key,
+                choose=(lambda bids: self._choose(bids, demand))
+                if Ability.AUCTION in provider.spec.can
+                else None,
+            )
         except OutcomeUnknown as error:
             tell(Unsettled(intent, error.detail))
-            return await self._doubt(intent, error.detail, policy.late)
+            doubted = await self._doubt(intent, error.detail, policy.late)
+            if not policy.labelled and doubted.instance_id is None:
+                raise OutcomeUnknown(offer.provider, "rent", _lost(doubted), key=key) from error
+            return doubted
         except ProviderError as error:
             await self._came_to_nothing(intent, error, tell)
             raise
         rental = await self._confirm(intent, instance_id, policy.settle)
         tell(Rented(rental))
         return rental
+
+    def _calls(self, offer: Offer, workload: Workload, key: RentalKey) -> tuple[Call, ...]:
+        """Return the calls that would rent.
+
+        Raises:
+            BadInput: this market cannot take the workload, or may not be rented from.
+        """
+        provider = self._providers[offer.provider]
+        if provider.spec.quoted_only:
+            raise BadInput("provider", offer.provider, provider.spec.quoted_only)
+        if Ability.LABELS not in provider.spec.can and not self._allow_unlabelled:
+            raise BadInput("provider", offer.provider, _QUOTED_ONLY)
+        if (why := unfit(provider.spec, offer, workload)) is not None:
+            raise why
+        return provider.rent_calls(offer, workload, key)
+
+    def _check_traceable(self, rental: Rental) -> None:
+        """Raise `Refused` for a rental of which nobody can tell whether it exists."""
+        known = rental.provider in self._providers
+        if not rental.is_open or rental.instance_id is not None or not known:
+            return
+        if not self._reconciler.policy(rental.provider).labelled:
+            raise Refused(rental.provider, "release", _lost(rental), code="unlabelled")
+
+    def _choose(self, bids: Sequence[Offer], demand: Demand) -> Offer | None:
+        """Decide over bids as over offers."""
+        from gp4u.selection.decide import decide  # loaded by now: the offers were decided over
+
+        at = self._clock.now()
+        snapshot = Snapshot(bids, taken_at=at)
+        best = decide(snapshot, demand, at=at, max_age_s=self._max_offer_age_s).best
+        return best.offer if best is not None else None
 
     async def _confirm(self, intent: Rental, instance_id: str, settle: timedelta) -> Rental:
         at = self._clock.now()
@@ -378,6 +458,12 @@ class Broker:
                 at=at,
                 text=f"{_reason(error)}: {error.detail}",
             )
+            if instance_id is None and not self._reconciler.policy(intent.provider).labelled:
+                # No listing could prove it; the market's own no is all the proof there is.
+                text = "the market said no"
+                rental = await self._ledger.move(
+                    rental, rentals.close(rental, at=at), at=at, text=text
+                )
         except StaleRental:
             rental = await self._read(intent.key)
         if isinstance(error, OfferGone):
@@ -433,13 +519,28 @@ def _patience_asked_s(snapshot: Snapshot) -> float:
     return min(known) if known and len(known) == len(waits) and not snapshot.offers else 0.0
 
 
-def _can_hold(provider: Provider) -> bool:
-    return Ability.LABELS in provider.spec.can
+def _shuts(error: ProviderError) -> bool:
+    """Whether a market that failed so need not be tried again for this rent."""
+    no_credit = isinstance(error, Refused) and error.code == "insufficient_credit"
+    return no_credit or isinstance(error, (Denied, CircuitBreakerOpen, RateLimitExceeded))
+
+
+def _lost(rental: Rental) -> str:
+    """Say what to do about a rental that cannot be found by key."""
+    return (
+        f"nobody knows whether rental {rental.key} came to be, and this market cannot be searched "
+        "by key: look into its own console, end there what was made, then close it with "
+        f"`gp4u release {rental.key} --forget`. Until then its owner rents nothing else"
+    )
 
 
 def _ceiling(offer: Offer, demand: Demand) -> Decimal:
-    """Return the price above which the machine is not wanted: the budget, else the offer's."""
-    return demand.requirements.max_price_usd_per_hour or offer.price_usd_per_hour
+    """Return the price above which the machine is not wanted: the budget, else the offer's.
+
+    An estimate may be off, and the bid that was chosen by the demand is still wanted.
+    """
+    expected = offer.price_usd_per_hour * (ESTIMATE_HEADROOM if offer.estimated else 1)
+    return demand.requirements.max_price_usd_per_hour or expected
 
 
 def _reason(error: ProviderError) -> str:

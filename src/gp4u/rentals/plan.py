@@ -15,7 +15,7 @@ from typing import Final
 from msgspec import Struct
 
 from gp4u.model import Instance, InstanceState, Listing, RentalKey
-from gp4u.providers.contract import ProviderSpec
+from gp4u.providers.contract import Ability, ProviderSpec
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.rental import Rental, RentalState
 
@@ -28,6 +28,13 @@ EXITED_AT_START_S: Final = 600.0
 """One that has not run yet gets this long: `exited` can persist for minutes after a start."""
 LOST_AFTER_S: Final = 600.0
 """A host that its provider cannot reach is given up after this long; it may come back."""
+FIRST_PROBES_S: Final = 30.0
+"""An instance that was just seen to run is probed for so long before its boot can be too late: it
+may have answered since long ago, while nobody was there to ask."""
+EXTEND_BEFORE: Final = timedelta(minutes=10)
+"""Paid time that ends sooner is extended, if the rental is still wanted."""
+EXTEND_PAUSE: Final = timedelta(minutes=5)
+"""Between two purchases of time: the first must be able to show, or it is bought twice."""
 PRICE_TOLERANCE: Final = 1.02
 RELEASE_RETRY_MAX_S: Final = 60.0
 
@@ -41,6 +48,10 @@ class Policy(Struct, frozen=True, kw_only=True):
     rent_timeout_s: float = 60.0
     boot_timeout_s: float = 900.0
     orphan_grace_s: float = 30.0
+    labelled: bool = True
+    """False: listings carry no keys of ours; what has no known id is neither seen nor missed."""
+    prepaid: bool = True
+    """False: there is no time to be bought, whatever a listing says of its end."""
 
     @property
     def patience(self) -> timedelta:
@@ -90,6 +101,13 @@ class GiveUp(Struct, frozen=True):
     reason: str
 
 
+class Extend(Struct, frozen=True):
+    """The time that was paid for is nearly over, and the rental is still wanted: buy more."""
+
+    rental: Rental
+    instance_id: str
+
+
 class Release(Struct, frozen=True):
     """Ask the provider to stop an instance of a releasing rental, or one too many of a live one."""
 
@@ -118,7 +136,7 @@ class Frozen(Struct, frozen=True):
     held: int
 
 
-Action = Observe | Probe | Miss | GiveUp | Release | Close | ReleaseOrphan | Frozen
+Action = Observe | Probe | Miss | GiveUp | Extend | Release | Close | ReleaseOrphan | Frozen
 
 
 class Orphan(Struct, frozen=True):
@@ -172,6 +190,8 @@ def plan(
         if is_due_by_id(r, at, again=not trusted):
             # Its end is wished, so it is asked for by id, whatever the listing knows or hides.
             actions.append(Release(r, r.instance_id or ""))
+        elif r.instance_id is None and not policy.labelled:
+            continue  # nobody can tell: only a person can end it
         elif trusted and listing.began_at > _provable_at(r, policy):
             actions += _absent(r, listing.began_at, policy)
     explained = {i.instance_id for mine in shown.values() for i in mine}
@@ -237,9 +257,19 @@ def _shown(r: Rental, mine: list[Instance], policy: Policy, at: datetime) -> lis
     if reason:
         # Asked for at once: the process that gave it up may not live to the next tick.
         actions += [GiveUp(r, reason), Release(r, instance.instance_id)]
-    elif instance.state is InstanceState.RUNNING and r.state is not RentalState.RUNNING:
+        return actions
+    if policy.prepaid and _needs_time(r, instance, at):
+        actions.append(Extend(r, instance.instance_id))
+    if instance.state is InstanceState.RUNNING and r.state is not RentalState.RUNNING:
         actions.append(Probe(r, instance))
     return actions
+
+
+def _needs_time(r: Rental, instance: Instance, at: datetime) -> bool:
+    """Whether more time should be bought now."""
+    if instance.paid_until is None or instance.paid_until - at >= EXTEND_BEFORE:
+        return False
+    return r.extend_tried_at is None or at - r.extend_tried_at >= EXTEND_PAUSE
 
 
 def _hopeless(r: Rental, instance: Instance, policy: Policy, at: datetime) -> str:
@@ -247,7 +277,7 @@ def _hopeless(r: Rental, instance: Instance, policy: Policy, at: datetime) -> st
     since = r.changed_at if r.seen is instance.state and r.changed_at else at
     for_s = (at - since).total_seconds()
     price = instance.price_usd_per_hour
-    if r.seen_at is None and price is not None:
+    if not r.ever_ran and price is not None:
         ceiling = float(r.ceiling_usd_per_hour) * PRICE_TOLERANCE
         if float(price) > ceiling:
             return "price_above_ceiling"
@@ -266,6 +296,8 @@ def _hopeless(r: Rental, instance: Instance, policy: Policy, at: datetime) -> st
         case InstanceState.BOOTING | InstanceState.RUNNING | InstanceState.UNKNOWN:
             pass
     begun = r.confirmed_at or r.intended_at
+    if instance.state is InstanceState.RUNNING and for_s < FIRST_PROBES_S:
+        return ""
     if r.state is not RentalState.RUNNING and (at - begun).total_seconds() > policy.boot_timeout_s:
         return "boot_timeout"
     return ""
@@ -297,4 +329,6 @@ def make_policy(
         rent_timeout_s=rent_timeout_s,
         boot_timeout_s=boot_timeout_s,
         orphan_grace_s=orphan_grace_s,
+        labelled=Ability.LABELS in spec.can,
+        prepaid=Ability.PREPAID in spec.can,
     )

@@ -21,6 +21,7 @@ from gp4u.errors import (
     CircuitBreakerOpen,
     Denied,
     InstanceAbsent,
+    OutcomeUnknown,
     ProviderError,
     RateLimitExceeded,
     StaleRental,
@@ -32,6 +33,7 @@ from gp4u.rentals.ledger import Ledger
 from gp4u.rentals.plan import (
     Action,
     Close,
+    Extend,
     Frozen,
     GiveUp,
     Miss,
@@ -212,6 +214,10 @@ class Reconciler:
                 before = newest.get(rental.key, rental)
                 after = rentals.give_up(before, reason, at=at)
                 newest[rental.key] = await self._ledger.move(before, after, at=at)
+            case Extend(rental, instance_id):
+                before = newest.get(rental.key, rental)
+                newest[rental.key] = await self._note_extension(before, instance_id)
+                await self._extend(before, instance_id)
             case Release(rental, instance_id, duplicate):
                 before = newest.get(rental.key, rental)
                 if duplicate:
@@ -234,11 +240,31 @@ class Reconciler:
         adopted = before
         if before.state is RentalState.INTENDED:
             settle = self._policies[before.provider].settle
-            adopted = rentals.confirm(before, instance.instance_id, at=at, settle=settle)
+            adopted = rentals.confirm(
+                before, instance.instance_id, at=at, settle=settle, made_at=instance.created_at
+            )
         after = rentals.observe(adopted, instance, at=at)
         word = "adopted" if adopted is not before else "seen"
         text = f"instance {instance.instance_id} is {instance.state}"
-        return await self._ledger.move(before, after, at=at, kind=word, text=text)
+        seen = await self._ledger.move(before, after, at=at, kind=word, text=text)
+        bought = rentals.differ(before.paid_until, seen.paid_until) or seen.billed_usd is None
+        return await self._bill_block(seen) if bought and seen.paid_until is not None else seen
+
+    async def _bill_block(self, before: Rental) -> Rental:
+        """Book what was paid in advance: that money is gone, however short the rental will be."""
+        if not before.is_live or Ability.PREPAID not in self._providers[before.provider].spec.can:
+            return before
+        try:
+            billed = await self._billed(before)
+        except ProviderError:
+            return before  # it is asked again when it ends
+        if billed is None or billed == before.billed_usd:
+            return before
+        after = rentals.bill(before, billed, final=False)
+        text = f"${billed:.6f}"
+        return await self._ledger.move(
+            before, after, at=self._clock.now(), kind="billed", text=text
+        )
 
     async def _probe(self, before: Rental, instance: Instance) -> None:
         problem = await self._prober.healthy(instance.endpoints, before.workload.health)
@@ -246,6 +272,26 @@ class Reconciler:
         if not problem:
             at = self._clock.now()
             await self._ledger.move(before, rentals.answer(before, at=at), at=at, text="healthy")
+
+    async def _note_extension(self, before: Rental, instance_id: str) -> Rental:
+        at = self._clock.now()
+        until = f"{before.paid_until:%H:%M:%S} UTC" if before.paid_until else "unknown"
+        text = f"buying more time for {instance_id}, paid until {until}"
+        after = rentals.extend_tried(before, at=at)
+        return await self._ledger.move(before, after, at=at, kind="extend", text=text)
+
+    async def _extend(self, before: Rental, instance_id: str) -> None:
+        """Buy more time, once; whether it was bought, a later `paid_until` tells.
+
+        Raises:
+            ProviderError: it was not bought.
+        """
+        try:
+            await self._providers[before.provider].extend(instance_id)
+        except InstanceAbsent:
+            return  # listings will say so, too
+        except OutcomeUnknown as error:
+            await self._ledger.note(before.key, "extend", error.detail, at=self._clock.now())
 
     async def _release_unseen(self, provider: str, account: str) -> None:
         """Go on asking for wished ends while listings fail: each minute of waiting costs money."""

@@ -29,6 +29,8 @@ from gp4u.errors import IllegalMove
 from gp4u.model import Endpoint, Instance, InstanceState, Offer, RentalKey, Workload
 
 KEY_PREFIX: Final = "gp4u"
+PAID_TOLERANCE: Final = timedelta(minutes=2)
+"""An end of paid time that moved by less is no news: markets round it to minutes."""
 _KEY_PARTS: Final = 4
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -64,10 +66,13 @@ class Rental(Struct, frozen=True, kw_only=True):
     workload: Workload
     """Without its environment: what is in there may be secret, and only the rent call needs it."""
     price_usd_per_hour: Decimal
+    """All-in; of an `estimated` one it is replaced by what the market then charges."""
     gpu_usd_per_hour: Decimal
     storage_usd_per_hour: Decimal
     ceiling_usd_per_hour: Decimal
     """Above this the machine is released on first sight."""
+    estimated: bool = False
+    """Whether the price is still the offer's estimate."""
     intended_at: datetime
     provable_at: datetime
     """Only a complete listing begun after this moment proves that nothing is there."""
@@ -78,7 +83,7 @@ class Rental(Struct, frozen=True, kw_only=True):
     """Why it left the live states."""
     instance_id: str | None = None
     confirmed_at: datetime | None = None
-    """When we first knew that the provider made something."""
+    """When the provider made something: by its reply, or as it dates what a listing shows."""
     running_at: datetime | None = None
     """When the workload first answered."""
     releasing_at: datetime | None = None
@@ -92,6 +97,10 @@ class Rental(Struct, frozen=True, kw_only=True):
     missing_since: datetime | None = None
     """When a complete listing first lacked what an earlier one had shown; None: it is there."""
     ever_ran: bool = False
+    paid_until: datetime | None = None
+    """On prepaid markets: when the time that was bought runs out, as a listing last said."""
+    extend_tried_at: datetime | None = None
+    """When more time was last asked for, whatever came of it."""
     changed_at: datetime | None = None
     """When `seen` last changed."""
     gpu_seconds: float = 0.0
@@ -101,9 +110,9 @@ class Rental(Struct, frozen=True, kw_only=True):
     release_tries: int = 0
     release_tried_at: datetime | None = None
     billed_usd: Decimal | None = None
+    """The provider's own figure, once it gave one."""
     bill_final: bool = False
     """Whether the provider's figure can no longer grow."""
-    """The provider's own figure, once it gave one."""
     others: tuple[str, ...] = ()
     """Further instances that were made under this key: duplicates, and what came too late."""
 
@@ -183,21 +192,33 @@ def intend(
         gpu_usd_per_hour=offer.gpu_usd_per_hour,
         storage_usd_per_hour=offer.storage_usd_per_hour,
         ceiling_usd_per_hour=ceiling_usd_per_hour,
+        estimated=offer.estimated,
         intended_at=at,
         provable_at=at + patience,
         epoch=epoch,
     )
 
 
-def confirm(rental: Rental, instance_id: str, *, at: datetime, settle: timedelta) -> Rental:
-    """`intended -> starting`: the provider made an instance, told by its reply or by a listing."""
+def confirm(
+    rental: Rental,
+    instance_id: str,
+    *,
+    at: datetime,
+    settle: timedelta,
+    made_at: datetime | None = None,
+) -> Rental:
+    """`intended -> starting`: the provider made an instance, told by its reply or by a listing.
+
+    `made_at` is the provider's date of it, where a listing has one: it costs from then on, however
+    late we look.
+    """
     if rental.state is not RentalState.INTENDED:
         raise IllegalMove(f"{rental.key}: cannot confirm an instance in state {rental.state}")
     return _moved(
         rental,
         RentalState.STARTING,
         instance_id=instance_id,
-        confirmed_at=at,
+        confirmed_at=_made_at(rental, made_at, at),
         provable_at=at + settle,
     )
 
@@ -230,16 +251,21 @@ def observe(rental: Rental, instance: Instance, *, at: datetime) -> Rental:
     elif not running and gpu_since is not None:
         gpu_seconds, gpu_since = gpu_seconds + (at - gpu_since).total_seconds(), None
     changed = instance.state is not rental.seen
+    told = instance.price_usd_per_hour if rental.estimated else None
+    if told is not None:
+        gpu = max(Decimal(0), told - rental.storage_usd_per_hour)
+        rental = replace(rental, price_usd_per_hour=told, gpu_usd_per_hour=gpu, estimated=False)
     return replace(
         rental,
         version=rental.version + 1,
         instance_id=instance.instance_id,
-        confirmed_at=rental.confirmed_at or at,
+        confirmed_at=rental.confirmed_at or _made_at(rental, instance.created_at, at),
         endpoints=instance.endpoints,
         seen=instance.state,
         seen_status=instance.status,
         seen_at=at,
         missing_since=None,
+        paid_until=instance.paid_until,
         ever_ran=rental.ever_ran or running,
         changed_at=at if changed else rental.changed_at,
         gpu_seconds=gpu_seconds,
@@ -255,7 +281,16 @@ def tells_something_new(rental: Rental, instance: Instance) -> bool:
         or rental.seen_status != instance.status
         or rental.endpoints != instance.endpoints
         or rental.missing_since is not None
+        or differ(rental.paid_until, instance.paid_until)
+        or (rental.estimated and instance.price_usd_per_hour is not None)
     )
+
+
+def differ(one: datetime | None, other: datetime | None) -> bool:
+    """Whether two ends of paid time are not the same one; a market may round or estimate it."""
+    if one is None or other is None:
+        return one is not other
+    return abs(one - other) > PAID_TOLERANCE
 
 
 def miss(rental: Rental, *, at: datetime) -> Rental:
@@ -263,6 +298,13 @@ def miss(rental: Rental, *, at: datetime) -> Rental:
     if not rental.is_live or rental.seen_at is None:
         raise IllegalMove(f"{rental.key}: cannot be missed in state {rental.state}")
     return replace(rental, version=rental.version + 1, missing_since=at)
+
+
+def extend_tried(rental: Rental, *, at: datetime) -> Rental:
+    """Record, before it is asked for, that more time is: a crash must not buy it twice."""
+    if not rental.is_live:
+        raise IllegalMove(f"{rental.key}: no more time is wanted in state {rental.state}")
+    return replace(rental, version=rental.version + 1, extend_tried_at=at)
 
 
 def answer(rental: Rental, *, at: datetime) -> Rental:
@@ -283,6 +325,7 @@ def give_up(
     """Any live state `-> releasing`. `instance_id` adds what an error reply let slip."""
     if not rental.is_live:
         raise IllegalMove(f"{rental.key}: cannot begin to release in state {rental.state}")
+    made_at = at if instance_id is not None else None
     return _moved(
         rental,
         RentalState.RELEASING,
@@ -290,6 +333,7 @@ def give_up(
         releasing_at=at,
         provable_at=provable_at or rental.provable_at,
         instance_id=instance_id or rental.instance_id,
+        confirmed_at=rental.confirmed_at or made_at,
     )
 
 
@@ -329,7 +373,7 @@ def cost_usd(rental: Rental, *, at: datetime) -> Decimal:
 
     Until the figure is final it may lack what was not charged yet, so the larger of the two counts.
     The estimate counts the GPU while a listing showed it running, and the disk from the moment the
-    provider confirmed the instance to the end.
+    provider made the instance to the end.
     """
     if rental.billed_usd is not None and rental.bill_final:
         return rental.billed_usd
@@ -343,6 +387,11 @@ def cost_usd(rental: Rental, *, at: datetime) -> Decimal:
     per_hour = rental.gpu_usd_per_hour * Decimal(str(gpu_s))
     per_hour += rental.storage_usd_per_hour * Decimal(str(disk_s))
     return max(per_hour / 3600, rental.billed_usd or Decimal(0))
+
+
+def _made_at(rental: Rental, told: datetime | None, at: datetime) -> datetime:
+    """Return a provider's date of an instance as far as it can be: between the intent and now."""
+    return max(rental.intended_at, min(told or at, at))
 
 
 def _moved(rental: Rental, state: RentalState, **changes: object) -> Rental:

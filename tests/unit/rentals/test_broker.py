@@ -138,7 +138,7 @@ def test_a_dry_run_shows_exactly_what_a_rent_sends(tmp_path: Path) -> None:
     """A plan that differs from the deed is worse than none; only the minted key may differ."""
 
     async def tale(story: Story) -> None:
-        _, (call,) = await story.app.broker.dry_run(DEMAND, WORKLOAD)
+        _, _, (call,) = await story.app.broker.dry_run(DEMAND, WORKLOAD)
         rental = await story.rent()
 
         (sent,) = [r for r in story.market.requests if "/asks/" in r[1]]
@@ -187,9 +187,9 @@ def test_a_dry_run_that_nothing_fits_has_no_calls(tmp_path: Path) -> None:
     none = replace(DEMAND, requirements=replace(DEMAND.requirements, gpu_count=64))
 
     async def tale(story: Story) -> None:
-        decision, calls = await story.app.broker.dry_run(none, WORKLOAD)
+        decision, first, calls = await story.app.broker.dry_run(none, WORKLOAD)
 
-        assert (decision.best, calls) == (None, ())
+        assert (decision.best, first, calls) == (None, None, ())
 
     told(tale, tmp_path)
 

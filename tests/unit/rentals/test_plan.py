@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 
 import pytest
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from gp4u.rentals import rental as rentals
 from gp4u.rentals.plan import (
     Action,
     Close,
+    Extend,
     Frozen,
     GiveUp,
     Miss,
@@ -261,6 +263,18 @@ def test_a_machine_that_never_boots_is_given_up_at_the_deadline() -> None:
     assert planned([rental], listing(shown), at=901)[0] == GiveUp(rental, "boot_timeout")
 
 
+def test_a_machine_that_came_up_while_nobody_looked_is_asked_before_it_is_given_up() -> None:
+    """Its client was dead past the deadline; what was paid for may have served all the while."""
+    rental = seen(starting(), InstanceState.BOOTING, 0)
+
+    first = planned([rental], listing([instance(rental)]), at=2000)
+    assert [type(each) for each in first] == [Observe, Probe]
+    up = seen(rental, InstanceState.RUNNING, 2000)
+    assert [type(each) for each in planned([up], listing([instance(up)]), at=2029)] == [Probe]
+    late = planned([up], listing([instance(up)]), at=2031)
+    assert late[0] == GiveUp(up, "boot_timeout")
+
+
 def test_a_running_rental_has_no_boot_deadline() -> None:
     """Long jobs are the point."""
     rental = running()
@@ -348,3 +362,57 @@ def test_the_order_of_rentals_and_instances_changes_nothing() -> None:
     other = planned(held[::-1], listing(shown[::-1]))
 
     assert sorted(map(repr, one)) == sorted(map(repr, other))
+
+
+def test_paid_time_that_is_nearly_over_is_extended() -> None:
+    """A prepaid machine ends with its hour, whoever still needs it."""
+    held = running()
+    soon = replace(instance(held), paid_until=after(1000 + 599))
+    late = replace(instance(held), paid_until=after(1000 + 600))
+
+    assert Extend(held, "901") in planned([held], listing([soon]))
+    assert Extend(held, "901") not in planned([held], listing([late]))
+
+
+def test_time_is_not_bought_twice_before_the_first_purchase_can_show() -> None:
+    """A lost reply may have been a purchase: what was paid until tells, five minutes later."""
+    held = rentals.extend_tried(running(), at=after(1000))
+    soon = replace(instance(held), paid_until=after(1500))
+
+    assert Extend(held, "901") not in planned([held], listing([soon]), at=1299)
+    assert Extend(held, "901") in planned([held], listing([soon]), at=1300)
+
+
+def test_no_time_is_bought_for_what_is_not_wanted() -> None:
+    """Its hour may run out; that is the end that was asked for."""
+    soon = {"paid_until": after(1001)}
+    leaving, failed = releasing(), running()
+    shown = replace(instance(leaving), **soon)
+    dead = replace(instance(failed), state=InstanceState.FAILED, **soon)
+
+    for rental, seen_now in ((leaving, shown), (failed, dead)):
+        actions = planned([rental], listing([seen_now]))
+        assert not any(isinstance(action, Extend) for action in actions)
+
+
+def test_an_end_of_paid_time_that_moved_is_taken_over_and_a_wobble_is_not() -> None:
+    """Each take-over is an event; an estimate that moves by seconds would write one per look."""
+    held = rentals.observe(
+        running(), replace(instance(running()), paid_until=after(9000)), at=after(1)
+    )
+    wobble = replace(instance(held), paid_until=after(9060))
+    moved = replace(instance(held), paid_until=after(12_600))
+
+    assert planned([held], listing([wobble])) == []
+    assert planned([held], listing([moved])) == [Observe(held, moved)]
+
+
+def test_a_price_above_the_ceiling_counts_until_the_instance_ran() -> None:
+    """Some markets tell the price only once a machine is found, after the first sight."""
+    booting = seen(starting(), InstanceState.BOOTING)
+    dear = replace(instance(booting), state=InstanceState.BOOTING, price_usd_per_hour=Decimal(9))
+    held = running()
+
+    assert GiveUp(booting, "price_above_ceiling") in planned([booting], listing([dear]))
+    dearer = replace(instance(held), price_usd_per_hour=Decimal(9))
+    assert planned([held], listing([dearer])) == []

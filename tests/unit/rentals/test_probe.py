@@ -193,10 +193,98 @@ async def test_the_switch_for_loopback_opens_nothing_else() -> None:
     assert (await verdict(private)).endswith("is not public")
 
 
-async def test_a_name_is_not_an_address() -> None:
-    """S6: it could resolve to anything by the time it is used."""
-    named = Endpoint(container_port=8000, host="localhost", port=9)
-    assert await verdict(named) == "port 8000: the published address is not an IP address"
+def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let every name lead to these addresses."""
+
+    async def found(
+        _loop: object, host: str, port: int, **_: object
+    ) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        assert host == "machine.example", host
+        return [(2, 1, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", found)
+
+
+NAMED = Endpoint(container_port=8000, host="machine.example", port=40001)
+AT_URL = Endpoint(
+    container_port=8000, host="machine.example", port=443, url="https://machine.example"
+)
+
+
+@pytest.mark.parametrize("endpoint", [NAMED, AT_URL], ids=["name", "url"])
+@pytest.mark.parametrize("check", [HTTP, TCP], ids=["http", "tcp"])
+async def test_a_name_that_leads_to_a_private_address_is_never_connected_to(
+    monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, check: HealthCheck
+) -> None:
+    """S6: one bad address among good ones spoils the name; which is taken is not ours to say."""
+    resolving(monkeypatch, "8.8.8.8", "10.0.0.5")
+
+    def never(request: httpx2.Request) -> httpx2.Response:
+        raise AssertionError(request)
+
+    prober = Prober(allow_loopback=False, transport=httpx2.MockTransport(never))
+    said = await prober.healthy([endpoint], [check])
+    assert said == "port 8000: the published address 10.0.0.5 is not public"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url", "host"),
+    [
+        (NAMED, "http://8.8.8.8:40001/health", "machine.example:40001"),
+        (AT_URL, "https://8.8.8.8/health", "machine.example"),
+    ],
+    ids=["name", "url"],
+)
+async def test_a_name_is_asked_at_the_address_that_was_checked(
+    monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, url: str, host: str
+) -> None:
+    """S6: a second look-up could lead elsewhere; `Host` and certificate stay the name's."""
+    resolving(monkeypatch, "8.8.8.8")
+    asked: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return httpx2.Response(200)
+
+    prober = Prober(allow_loopback=False, transport=httpx2.MockTransport(answer))
+    assert await prober.healthy([endpoint], [HTTP]) == ""
+    assert [str(request.url) for request in asked] == [url]
+    assert asked[0].headers["host"] == host
+    assert asked[0].extensions["sni_hostname"] == "machine.example"
+    assert asked[0].headers["connection"] == "close"
+
+
+async def test_an_http_url_is_asked_and_its_own_port_is_taken() -> None:
+    """A market that publishes URLs says nothing about ports; the URL does."""
+    heads: list[str] = []
+    async with workload(status("200 OK"), heads) as endpoint:
+        url = f"http://127.0.0.1:{endpoint.port}"
+        published = Endpoint(container_port=8000, host="127.0.0.1", port=443, url=url)
+        assert await verdict(published) == ""
+        assert await verdict(published, checks=(TCP,)) == ""
+    assert heads[0].startswith("GET /health HTTP/1.1")
+
+
+async def test_a_url_that_promises_encryption_is_not_asked_without() -> None:
+    """Anybody on the way could answer in the clear."""
+
+    async def in_the_clear(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(in_the_clear, "127.0.0.1", 0)
+    async with server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        published = Endpoint(container_port=8000, host="127.0.0.1", port=443, url=url)
+        assert (await verdict(published)).startswith("port 8000: no answer")
+
+
+@pytest.mark.parametrize("url", ["ftp://8.8.8.8", "https://", "https://me@8.8.8.8", "//8.8.8.8"])
+async def test_a_url_that_is_no_plain_web_address_is_refused(url: str) -> None:
+    """It is the provider's text."""
+    published = Endpoint(container_port=8000, host="8.8.8.8", port=443, url=url)
+    said = await verdict(published)
+    assert said == "port 8000: the published address is none that can be called"
 
 
 @pytest.mark.parametrize(

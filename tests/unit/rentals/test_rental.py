@@ -20,6 +20,7 @@ from tests.unit.rentals.builders import (
     POLICY,
     SECRET,
     after,
+    instance,
     intended,
     key,
     releasing,
@@ -177,3 +178,19 @@ def test_a_bill_that_may_still_grow_never_lowers_the_cost() -> None:
 
     assert rentals.cost_usd(part, at=after(9999)) == estimate
     assert rentals.cost_usd(more, at=after(9999)) == estimate * 2
+
+
+def test_an_estimate_gives_way_to_what_the_market_charges() -> None:
+    """Where bids make the price, the estimate is only what the search went by."""
+    guessed = intended(estimated=True)
+    told = rentals.observe(guessed, instance(guessed, price_usd_per_hour=Decimal("0.5")), at=AT)
+    assert (told.price_usd_per_hour, told.gpu_usd_per_hour) == (Decimal("0.5"), Decimal("0.464"))
+    assert not told.estimated
+    assert rentals.tells_something_new(guessed, instance(guessed))
+
+
+def test_a_price_that_was_agreed_stays() -> None:
+    """A market's later word on an agreed price is a reason to look, not to believe it."""
+    agreed = intended()
+    told = rentals.observe(agreed, instance(agreed, price_usd_per_hour=Decimal("0.5")), at=AT)
+    assert told.price_usd_per_hour == agreed.price_usd_per_hour
