@@ -21,7 +21,7 @@ from functools import partial
 from gp4u.book import Book, TtlPolicy
 from gp4u.clock import SystemClock
 from gp4u.model import Listing, Offer, RentalKey, Requirements, Workload
-from gp4u.providers.contract import Account, Call, OfferPage, Provider, ProviderSpec, Query
+from gp4u.providers.contract import Account, Call, Choose, OfferPage, Provider, ProviderSpec, Query
 
 BOUND = 20.0
 READS = 5_000
@@ -49,19 +49,21 @@ class _Market(Provider):
         return OfferPage(offers=tuple(_offer(number) for number in range(OFFERS)))
 
     def rent_calls(self, offer: Offer, workload: Workload, key: RentalKey) -> tuple[Call, ...]:
-        raise AssertionError("a book only searches")
+        raise NotImplementedError
 
-    async def rent(self, offer: Offer, workload: Workload, key: RentalKey) -> str:
-        raise AssertionError("a book only searches")
+    async def rent(
+        self, offer: Offer, workload: Workload, key: RentalKey, *, choose: Choose | None = None
+    ) -> str:
+        raise NotImplementedError
 
     async def instances(self) -> Listing:
-        raise AssertionError("a book only searches")
+        raise NotImplementedError
 
     async def release(self, instance_id: str) -> None:
-        raise AssertionError("a book only searches")
+        raise NotImplementedError
 
     async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
-        raise AssertionError("a book only searches")
+        raise NotImplementedError
 
 
 def _offer(number: int) -> Offer:

@@ -6,7 +6,9 @@ since little changes; an unreliable one soon, since its last answer may be wrong
 cannot answer, its last known offers stay, with their age and the error beside them; whether they
 are still good enough to rent from is for the selection to say.
 
-One fetch per provider and query is in flight at a time, whoever waits for it.
+One fetch per provider and query is in flight at a time, whoever waits for it. Providers are asked
+side by side, and none is waited for longer than `PATIENCE_S`, its tries, turns and pages together;
+once one has answered, the others not longer than `LAGGARD_S` more.
 """
 
 from __future__ import annotations
@@ -19,12 +21,17 @@ from typing import Final
 from msgspec import Struct
 
 from gp4u.clock import Clock
-from gp4u.errors import ProviderError, RateLimitExceeded, Throttled
-from gp4u.model import Offer, Snapshot, SourceNote
+from gp4u.errors import ProviderError, RateLimitExceeded, Throttled, Unavailable
+from gp4u.model import Snapshot, SourceNote, Stretch, stretches
 from gp4u.providers.contract import OfferPage, Provider, Query
+from gp4u.providers.turns import in_turns
 
 UNTOLD_RETRY_S: Final = 6.0
 """After a 429 that names no time."""
+PATIENCE_S: Final = 65.0
+"""For all of one provider's answer: the slowest call that an adapter makes has 60 s."""
+LAGGARD_S: Final = 20.0
+"""For the others, once one provider has answered: Akash's price list takes 16 s when it is cold."""
 MAX_QUERIES: Final = 64
 """Distinct queries remembered; the least recently used goes first."""
 
@@ -88,12 +95,15 @@ class _Page:
         "lock",
         "retry_in_s",
         "shelf",
+        "stretches",
     )
 
     def __init__(self, shelf: _Shelf) -> None:
         self.shelf = shelf
         self.lock = asyncio.Lock()
         self.known = OfferPage(offers=())
+        self.stretches: tuple[Stretch, ...] = ()
+        """Its offers once more; they keep their columns for as long as they are known."""
         self.fetched_at: datetime | None = None
         self.fresh_until = 0.0
         self.error = ""
@@ -147,9 +157,10 @@ class Book:
             for page in entry.pages:
                 page.shelf.hits += 1
             return entry.snapshot
+        wait = _Wait()
         async with asyncio.TaskGroup() as group:
             for page in entry.pages:
-                group.create_task(self._refresh(page, query))
+                group.create_task(self._refresh(page, query, wait))
         entry.snapshot = self._merge(entry.pages)
         entry.fresh_until = min((page.fresh_until for page in entry.pages), default=0.0)
         return entry.snapshot
@@ -187,36 +198,38 @@ class Book:
         entry = self._entries[query] = _Entry(tuple(map(_Page, shelves)))
         return entry
 
-    async def _refresh(self, page: _Page, query: Query) -> None:
+    async def _refresh(self, page: _Page, query: Query, wait: _Wait) -> None:
         now, shelf = asyncio.get_running_loop().time, page.shelf
         if now() < page.fresh_until:
             shelf.hits += 1
+            wait.shorten()
             return
         async with page.lock:
             if now() < page.fresh_until:  # somebody else has fetched it meanwhile
                 shelf.hits += 1
+                wait.shorten()
                 return
             shelf.misses += 1
             doubts = page.doubts
             try:
-                fetched = await shelf.provider.offers(query)
+                fetched = await wait.for_offers(shelf.provider, query)
             except ProviderError as error:
                 page.error, page.retry_in_s = str(error), _retry_in_s(error)
                 # Asked again soon, but not by every reader at once.
                 ttl_s = self._ttl.ttl_s(0.0)
             else:
+                fetched_at = self._clock.now()
+                parts = await in_turns(stretches(fetched.offers, taken_at=fetched_at), piece=1)
                 page.known, page.error, page.retry_in_s = fetched, "", None
-                page.fetched_at = self._clock.now()
+                page.fetched_at, page.stretches = fetched_at, tuple(parts)
                 shelf.skipped_rows += fetched.skipped_rows
                 ttl_s = self._ttl.ttl_s(shelf.success_rate())
             page.fresh_until = now() + ttl_s if page.doubts == doubts else 0.0
 
     def _merge(self, pages: tuple[_Page, ...]) -> Snapshot:
         now = self._clock.now()
-        offers: list[Offer] = []
         notes = []
         for page in pages:
-            offers += page.known.offers
             age_s = (now - page.fetched_at).total_seconds() if page.fetched_at else 0.0
             notes.append(
                 SourceNote(
@@ -229,7 +242,51 @@ class Book:
                     retry_in_s=page.retry_in_s,
                 )
             )
-        return Snapshot(offers, taken_at=now, sources=tuple(notes))
+        return Snapshot(
+            of=[part for page in pages for part in page.stretches],
+            taken_at=now,
+            sources=tuple(notes),
+        )
+
+
+class _Wait:
+    """One reader's wait for several providers: who hangs must not hold up those that answer."""
+
+    def __init__(self) -> None:
+        self._until = asyncio.get_running_loop().time() + PATIENCE_S
+        self._limits: set[asyncio.Timeout] = set()
+
+    def shorten(self) -> None:
+        """Give the others `LAGGARD_S` from now on: somebody has answered."""
+        until = asyncio.get_running_loop().time() + LAGGARD_S
+        if until < self._until:
+            self._until = until
+            for limit in self._limits:
+                if not limit.expired():
+                    limit.reschedule(until)
+
+    async def for_offers(self, provider: Provider, query: Query) -> OfferPage:
+        """Search.
+
+        Raises:
+            ProviderError: what the provider raised, or that it took too long.
+        """
+        now = asyncio.get_running_loop().time
+        began = now()
+        limit = asyncio.timeout_at(self._until)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                found = await provider.offers(query)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # not ours: a bug
+            slug, why = provider.spec.slug, f"no whole answer within {now() - began:.0f} s"
+            raise Unavailable(slug, "offers", why) from error
+        finally:
+            self._limits.discard(limit)
+        self.shorten()
+        return found
 
 
 def _retry_in_s(error: ProviderError) -> float | None:

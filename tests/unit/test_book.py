@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from decimal import Decimal
+from random import Random
 from typing import ClassVar
 
+import msgspec
+import numpy as np
 import pytest
 
-from gp4u.book import MAX_QUERIES, Book, TtlPolicy
+from gp4u.book import LAGGARD_S, MAX_QUERIES, PATIENCE_S, Book, TtlPolicy
 from gp4u.errors import CircuitBreakerOpen, Malformed, ProviderError, Unavailable
-from gp4u.model import Listing, Offer, RentalKey, Requirements, Snapshot, Workload
-from gp4u.providers.contract import Account, Call, OfferPage, Provider, ProviderSpec, Query
+from gp4u.model import (
+    STRETCH,
+    Coded,
+    Columns,
+    Listing,
+    Offer,
+    Region,
+    RentalKey,
+    Requirements,
+    Snapshot,
+    Workload,
+    stretches,
+)
+from gp4u.providers.contract import Account, Call, Choose, OfferPage, Provider, ProviderSpec, Query
 from tests.virtual_loop import EPOCH, VirtualClock, run_virtual
 
 ANY = Query(requirements=Requirements())
@@ -31,6 +47,21 @@ def offer(provider: str, number: int) -> Offer:
         gpu_usd_per_hour=Decimal("0.4"),
         storage_usd_per_hour=Decimal(0),
         fetched_at=EPOCH,
+    )
+
+
+def varied(random: Random, number: int) -> Offer:
+    """Return an offer of one of few models and places, some of whose numbers are not known."""
+    return msgspec.structs.replace(
+        offer(random.choice("ab"), number),
+        gpu_model=random.choice(("RTX 4090", "RTX 3060", "H100 SXM")),
+        price_usd_per_hour=Decimal(random.randrange(1, 40_000)) / 10_000,
+        fetched_at=EPOCH + timedelta(seconds=random.choice((0.25, 1.5, random.random()))),
+        region=random.choice((None, Region("US"), Region("US", "CA"), Region("DE"))),
+        reliability=random.choice((None, random.random())),
+        disk_gib=random.choice((None, 20.0, 999.5)),
+        verified=random.choice((None, True, False)),
+        available=random.random() < 0.5,
     )
 
 
@@ -58,22 +89,24 @@ class Market(Provider):
         return OfferPage(offers=found, complete=False, skipped_rows=self.skipped)
 
     async def ping(self) -> Account:
-        raise AssertionError("a book only searches")
+        raise NotImplementedError
 
     def rent_calls(self, offer: Offer, workload: Workload, key: RentalKey) -> tuple[Call, ...]:
-        raise AssertionError("a book only searches")
+        raise NotImplementedError
 
-    async def rent(self, offer: Offer, workload: Workload, key: RentalKey) -> str:
-        raise AssertionError("a book only searches")
+    async def rent(
+        self, offer: Offer, workload: Workload, key: RentalKey, *, choose: Choose | None = None
+    ) -> str:
+        raise NotImplementedError
 
     async def instances(self) -> Listing:
-        raise AssertionError("a book only searches")
+        raise NotImplementedError
 
     async def release(self, instance_id: str) -> None:
-        raise AssertionError("a book only searches")
+        raise NotImplementedError
 
     async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
-        raise AssertionError("a book only searches")
+        raise NotImplementedError
 
 
 def book_of(*markets: Market, ttl: TtlPolicy | None = None) -> Book:
@@ -250,6 +283,117 @@ def test_a_market_that_fails_touches_no_other() -> None:
         ]
 
     run_virtual(scenario)
+
+
+def test_a_market_that_hangs_holds_up_the_others_only_so_long() -> None:
+    """One market's tries and turns can take minutes; who looks for offers wants the others'."""
+
+    async def scenario() -> None:
+        hanging, well = Market("a", takes_s=3600.0), Market("b")
+        book = book_of(hanging, well)
+        snapshot = await book.snapshot(ANY)
+        assert asyncio.get_running_loop().time() == LAGGARD_S
+        assert ids(snapshot) == [("b", "1")]
+        assert [n.error for n in snapshot.sources] == [
+            "a offers: no whole answer within 20 s",
+            "",
+        ]
+        await book.snapshot(ANY)
+        assert len(hanging.asked) == 1, "it is not asked anew by the next reader"
+
+    run_virtual(scenario)
+
+
+def test_who_has_answered_before_shortens_the_wait_as_well() -> None:
+    """What is young needs no call; whoever holds it wants no minute's wait for the rest."""
+
+    async def scenario() -> None:
+        slow, well = Market("a"), Market("b")
+        book = book_of(slow, well)
+        await book.snapshot(ANY)
+        slow.takes_s = 3600.0
+        book.invalidate("a")
+        began = asyncio.get_running_loop().time()
+        snapshot = await book.snapshot(ANY)
+        assert asyncio.get_running_loop().time() - began == LAGGARD_S
+        assert ids(snapshot) == [("a", "1"), ("b", "1")], "its last known offers stay"
+
+    run_virtual(scenario)
+
+
+@pytest.mark.parametrize("takes_s", [PATIENCE_S - 1, PATIENCE_S + 1])
+def test_a_market_that_is_asked_alone_has_its_whole_time(takes_s: float) -> None:
+    """Nobody waits for an answer beside it."""
+
+    async def scenario() -> None:
+        snapshot = await book_of(Market("a", takes_s=takes_s)).snapshot(ANY)
+        assert ids(snapshot) == ([("a", "1")] if takes_s < PATIENCE_S else [])
+        assert asyncio.get_running_loop().time() == min(takes_s, PATIENCE_S)
+
+    run_virtual(scenario)
+
+
+def test_a_timeout_that_is_not_the_books_is_a_bug_and_loud() -> None:
+    """An adapter turns its own deadlines into errors; what comes out raw must not look like one."""
+
+    class Broken(Market):
+        async def offers(self, query: Query) -> OfferPage:
+            raise TimeoutError
+
+    async def scenario() -> None:
+        with pytest.raises(ExceptionGroup) as info:
+            await book_of(Broken()).snapshot(ANY)
+        assert isinstance(info.value.exceptions[0], TimeoutError)
+
+    run_virtual(scenario)
+
+
+def test_fetching_one_market_again_leaves_the_others_columns_as_they_are() -> None:
+    """A large market's columns take far longer to build than to put beside those of another."""
+
+    async def scenario() -> None:
+        a, b = Market("a"), Market("b")
+        book = book_of(a, b)
+        old = await book.snapshot(ANY)
+        kept, dropped = old.stretches[1].columns, old.stretches[0].columns
+        await asyncio.sleep(10)
+        book.invalidate("a")
+        new = await book.snapshot(ANY)
+        assert new.stretches[1].columns is kept
+        assert new.stretches[0].columns is not dropped
+        assert [each.offer_id for each in new.offers] == ["2", "1"]
+
+    run_virtual(scenario)
+
+
+def test_a_snapshot_of_several_fetches_has_the_columns_of_one() -> None:
+    """Put together from parts or built from all offers at once: nobody may see a difference."""
+    random = Random(5)
+    offers = [varied(random, number) for number in range(3 * STRETCH // 2)]
+    moments = [EPOCH + timedelta(seconds=each) for each in (3, 40)]
+    cut = 100
+    parts = [
+        *stretches(offers[:cut], taken_at=moments[0]),
+        *stretches(offers[cut:], taken_at=moments[1]),
+    ]
+    taken_at = EPOCH + timedelta(seconds=90.5)
+    joined = Snapshot(of=parts, taken_at=taken_at)
+    whole = Snapshot(offers, taken_at=taken_at)
+    assert joined.offers == whole.offers == tuple(offers)
+    for field in dataclasses.fields(Columns):
+        ours, theirs = getattr(joined.columns, field.name), getattr(whole.columns, field.name)
+        if isinstance(ours, Coded):
+            assert [ours.values[code] for code in ours.codes] == [
+                theirs.values[code] for code in theirs.codes
+            ]
+        elif field.name != "taken_at":
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
+    assert joined.columns.age_s.tolist() == pytest.approx(
+        [(taken_at - each.fetched_at).total_seconds() for each in offers]
+    )
+    unknown = [each.reliability is None for each in offers]
+    assert np.isnan(joined.columns.reliability).tolist() == unknown
+    assert joined.columns.price.tolist() == [float(each.price_usd_per_hour) for each in offers]
 
 
 def test_a_market_that_fails_is_asked_again_soon_and_not_by_every_reader() -> None:

@@ -53,7 +53,7 @@ class Sieve:
     """Every bound's verdict over one snapshot."""
 
     def __init__(self, snapshot: Snapshot, asked: Asked) -> None:
-        self.offers = snapshot.offers
+        self.offers, self.columns = snapshot.offers, snapshot.columns
         self.verdicts = verdicts(snapshot.columns, asked)
         self._passes: Mask = np.array([said.passes for said in self.verdicts])
         """Bound by offer."""
@@ -78,6 +78,14 @@ class Sieve:
     def rejected_only_by(self, index: int) -> Rows:
         """Rows that break this bound and no other."""
         return np.flatnonzero(~self._passes[index] & (self.breaches == 1))
+
+    def broken_by(self, row: int) -> list[str]:
+        """Return every bound that one offer breaks, with its value: `ports >= 2 (1)`."""
+        return [
+            f"{said.filter} {said.bound} ({said.value(self.offers[row])})"
+            for said, passes in zip(self.verdicts, self._passes[:, row], strict=True)
+            if not passes
+        ]
 
 
 class _Lazy(Sequence[Entry], Generic[Entry]):
@@ -231,6 +239,39 @@ def relaxations(decision: Decision) -> tuple[Relaxation, ...]:
             )
         )
     return tuple(sorted(found, key=lambda relaxation: -relaxation.excluded_alone))
+
+
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A market none of whose offers fits, and what its nearest one lacks."""
+
+    provider: str
+    offers: int
+    nearest: Offer
+    """Of those that break the fewest bounds the cheapest."""
+    broken: tuple[str, ...]
+    """Each bound that it breaks, with its value: `ports >= 2 (1)`."""
+
+
+def left_out(decision: Decision) -> tuple[LeftOut, ...]:
+    """Return each market that offers something, but nothing that fits, by name."""
+    sieve = _sieve(decision)
+    providers, price = sieve.columns.provider, sieve.columns.price
+    found = []
+    for code, slug in sorted(enumerate(providers.values), key=lambda pair: str(pair[1])):
+        rows = np.flatnonzero(providers.codes == code)
+        if sieve.fits[rows].any():
+            continue
+        near = rows[sieve.breaches[rows] == sieve.breaches[rows].min()]
+        row = int(near[np.argmin(price[near])])
+        found.append(
+            LeftOut(
+                provider=str(slug),
+                offers=len(rows),
+                nearest=sieve.offers[row],
+                broken=tuple(sieve.broken_by(row)),
+            )
+        )
+    return tuple(found)
 
 
 def explain(decision: Decision) -> str:
@@ -406,12 +447,14 @@ def _percent(share: float, places: int) -> str:
 
 def _ranked(candidate: Candidate) -> dict[str, object]:
     offer = candidate.offer
+    known = g_score(offer)
     return {
         "provider": offer.provider,
         "offer_id": offer.offer_id,
         "score": candidate.score,
         "parts": dict(candidate.parts),
         "g_score": candidate.g_score,
+        "g_score_parts": known.parts if known else None,
         "gpu_model": offer.gpu_model,
         "gpu_count": offer.gpu_count,
         "vram_gib": offer.vram_gib,

@@ -114,7 +114,7 @@ def kind(columns: Columns, asked: Asked) -> Verdict | None:
 
 
 def verified(columns: Columns, asked: Asked) -> Verdict | None:
-    """The provider has verified the host; a provider that does not say has not."""
+    """The market vouches for the host, or sells by itself; one that does not say does not."""
     if not asked.requirements.verified_only:
         return None
     return Verdict(

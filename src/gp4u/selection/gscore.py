@@ -6,6 +6,11 @@ Each part lies on a fixed scale of 0..1, so the score of an offer depends on not
 it can be compared between providers, between days, and with an offer that is long gone. It is a
 geometric mean on purpose: what is worthless in one respect cannot buy itself out in another.
 
+Efficiency is what a unit of throughput costs here, all-in, against what it costs in the middle of
+its class. A class is one GPU model, so throughput stands on both sides, and what is left is price
+against reference price. That middle is a dated constant of `gpus.py` and no median of the offers at
+hand, for the reason above.
+
 The score knows no demand. Which offer suits somebody is decided by the scorers; this number stands
 beside theirs. Reasons and rejected forms: docs/adr/0009-g-score.md.
 """
@@ -53,6 +58,12 @@ class GScore(msgspec.Struct, frozen=True):
     """0..1: the provider's own number, or the prior where it gives none."""
     efficiency: float
     """0..1: 0.5 at the reference price of these GPUs, 2/3 at half of it, 1/3 at twice."""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts by name, to three decimals, as people and programs are shown them."""
+        names = ("performance", "reliability", "efficiency")
+        return {name: round(getattr(self, name), 3) for name in names}
 
 
 class _Card(msgspec.Struct, frozen=True):

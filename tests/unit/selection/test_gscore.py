@@ -63,6 +63,34 @@ def test_the_worked_example_of_the_decision_record_holds() -> None:
     assert found.score == pytest.approx(45.6, abs=0.05)
 
 
+def test_the_parts_that_are_shown_multiply_to_the_score_that_is_shown() -> None:
+    """A program that reads `g_score_parts` must come to `g_score`, but for the rounding."""
+    found = g_score(offer())
+    assert found is not None
+    weights = {"performance": 0.5, "reliability": 0.3, "efficiency": 0.2}
+    assert found.parts.keys() == weights.keys()
+    product = math.prod(found.parts[name] ** weight for name, weight in weights.items())
+    assert 100 * product == pytest.approx(found.score, rel=2e-3)
+
+
+@pytest.mark.parametrize(("model", "count"), [("RTX 4090", 1), ("RTX 3060", 4), ("H100 SXM", 8)])
+@pytest.mark.parametrize("share", [0.25, 1.0, 3.0])
+def test_efficiency_compares_the_price_of_throughput_with_that_of_its_class(
+    model: str, count: int, share: float
+) -> None:
+    """What a unit of throughput costs against the class, written out though throughput cancels."""
+    gpu = canonical(model)
+    assert gpu is not None
+    assert gpu.reference_usd_per_hour is not None
+    assert gpu.tflops is not None
+    usd = gpu.reference_usd_per_hour * count * share
+    found = g_score(offer(model, count, repr(usd)))
+    assert found is not None
+    ours = usd / (gpu.tflops * count)
+    median = gpu.reference_usd_per_hour / gpu.tflops
+    assert found.efficiency == pytest.approx(median / (median + ours))
+
+
 @pytest.mark.parametrize(
     ("better", "worse"),
     [
