@@ -13,17 +13,19 @@ import sys
 from gp4u import __version__
 
 COMMANDS = (
-    ("demo", "Rent, probe, call and release on a simulated market: no account, no key."),
+    ("demo", "Rent, probe, call and release on simulated markets: no account, no key."),
     ("offers", "List what can be rented now, cheapest all-in price first."),
     ("decide", "Say which offer would be rented, and why. Changes nothing."),
     ("rent", "Rent the best offer, run an image on it, wait until it answers."),
     ("ps", "Show what is rented, checked against the providers."),
     ("logs", "Print what a rented workload printed."),
+    ("exec", "Run a command inside a rented instance, where its market can."),
     ("release", "Stop paying for rentals, and wait for the proof."),
     ("sweep", "Find and release machines of ours that nothing explains."),
+    ("render", "Render scenes by a proposed API of Render's: start, ls, cancel."),
     ("serve", "Keep rentals and providers in agreement; serve health and metrics."),
     ("config", "Show the settings in force and where each came from."),
-    ("sim", "Run a simulated market."),
+    ("sim", "Run simulated markets."),
 )
 """Name and one line of help, in the order of the help page."""
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 GP4U = str(Path(sys.executable).with_name("gp4u"))
 PATIENCE_S = 40.0
 TOO_SOON = 429
+ALL_MARKETS = 4
 KEY = re.compile(r"gp4u-[a-z2-7]+-[a-z2-7]{10}-[a-z2-7]{10}")
 T = TypeVar("T")
 
@@ -64,6 +65,22 @@ def wait_for(what: Callable[[], T | None], name: str) -> T:
             return answer
         time.sleep(0.05)
     raise AssertionError(f"waited {PATIENCE_S} s for {name}")
+
+
+class Sold(NamedTuple):
+    """One contract by a simulator's own meter, which no client can see."""
+
+    instance_id: str
+    label: str | None
+    usd: Decimal
+    open: bool
+
+
+class Charged(NamedTuple):
+    """Everything that one simulated market charged."""
+
+    total_usd: Decimal
+    contracts: list[Sold]
 
 
 class Running:
@@ -171,10 +188,55 @@ def market(
             assert stopped.code == 0, stopped
 
 
-class Desk:
-    """A user with a ledger, at a market."""
+class Markets:
+    """Simulated markets in one process; once they have stopped, what each of them charged."""
 
-    def __init__(self, market: Market | None, home: Path, **env: str) -> None:
+    def __init__(self, lines: Sequence[Mapping[str, Any]], meter: Path) -> None:
+        self.lines: dict[str, Mapping[str, Any]] = {line["provider"]: line for line in lines}
+        self.env = {name: value for line in lines for name, value in line["env"].items()}
+        self._meter = meter
+
+    def charged(self) -> dict[str, Charged]:
+        """Return what the markets' own meters say, by market."""
+        found: dict[str, Charged] = {}
+        for slug, bill in json.loads(self._meter.read_text()).items():
+            rows = [
+                Sold(each["id"], each["label"], Decimal(each["usd"]), each["open"])
+                for each in bill["contracts"]
+            ]
+            found[slug] = Charged(Decimal(bill["total_usd"]), rows)
+        return found
+
+
+@contextmanager
+def markets(
+    *providers: str,
+    seed: int = 3,
+    faults: Path | None = None,
+    flavor: str | None = None,
+    cwd: Path,
+) -> Iterator[Markets]:
+    """Run `gp4u sim serve` for the named markets, or all, with local processes as instances."""
+    meter = cwd / "meter.json"
+    words = [GP4U, "sim", "serve", "--runtime", "process", "--seed", str(seed)]
+    words += ["--meter", str(meter)]
+    words += [word for slug in providers for word in ("--provider", slug)]
+    words += ["--flavor", flavor] if flavor else []
+    words += ["--faults", str(faults)] if faults else []
+    with Running(words, clean_environ(), cwd) as running:
+        every = rf"(\{{.*\}}\n){{{len(providers) or ALL_MARKETS}}}"
+        said = running.hear(every, stream="stdout").group()
+        try:
+            yield Markets([json.loads(line) for line in said.splitlines()], meter)
+        finally:
+            stopped = running.end(signal.SIGTERM)
+            assert stopped.code == 0, stopped
+
+
+class Desk:
+    """A user with a ledger, at a market or several."""
+
+    def __init__(self, market: Market | Markets | None, home: Path, **env: str) -> None:
         self.market, self.home = market, home
         home.mkdir(exist_ok=True)
         self.ledger = home / "ledger.db"

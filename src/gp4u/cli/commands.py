@@ -29,6 +29,7 @@ from gp4u.cli.flags import (
     whole,
 )
 from gp4u.cli.run import guarded, log_now, read_settings, run, run_with_app, run_with_ledger
+from gp4u.cli.scenes import render
 from gp4u.cli.screen import Form, Screen
 from gp4u.errors import BadInput
 
@@ -53,6 +54,7 @@ app = typer.Typer(
 sim = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, context_settings=HELP_NAMES, help=_HELP["sim"]
 )
+app.add_typer(render, name="render", help=_HELP["render"])
 app.add_typer(sim, name="sim")
 
 Disk = Annotated[
@@ -297,9 +299,39 @@ def logs(
     settings = read_settings(screen)
 
     async def work(opened: App) -> None:
-        from gp4u.cli import renting  # with the app, which is loaded by now
+        from gp4u.cli import inside  # with the app, which is loaded by now
 
-        await renting.logs(opened, screen, word, follow=follow, tail=tail)
+        await inside.logs(opened, screen, word, follow=follow, tail=tail)
+
+    run_with_app(settings, work, screen)
+
+
+@app.command("exec", cls=Command, help=_HELP["exec"])
+@shows_lines
+def execute(
+    *,
+    word: Annotated[
+        str, typer.Argument(metavar="KEY", help=_WHICH, autocompletion=complete_rental)
+    ],
+    command: Annotated[
+        list[str], typer.Argument(help="What to run, after --.", metavar="-- COMMAND...")
+    ],
+    stdin: Annotated[
+        bool, typer.Option("--stdin", "-i", help="Send it what stdin holds, to its end.")
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", help="Deadline, in seconds.", metavar="SECONDS", parser=number),
+    ] = 60.0,
+    screen: Screen,
+) -> None:
+    settings = read_settings(screen)
+
+    async def work(opened: App) -> None:
+        from gp4u.cli import inside  # with the app, which is loaded by now
+
+        given = sys.stdin.buffer.read(inside.MAX_STDIN + 1) if stdin else b""
+        await inside.execute(opened, screen, word, command, stdin=given, timeout_s=timeout)
 
     run_with_app(settings, work, screen)
 
@@ -405,12 +437,14 @@ def serve(
 
     async def work() -> None:
         from gp4u.app import serve as serve_until_stopped  # the server, which only this needs
+        from gp4u.cli.markets import show_greetings  # with the app
 
         await serve_until_stopped(
             settings,
             host=settings.host if host is None else host,
             port=settings.port if port is None else port,
             started=lambda url: screen.note(f"gp4u serves {url} (/livez, /readyz, /metrics)"),
+            greeted=lambda outcomes, closed: show_greetings(screen, outcomes, closed),
         )
 
     run(work(), screen, settings.secrets())
@@ -424,7 +458,7 @@ def config(*, screen: Screen) -> None:
     guarded(lambda: show_settings(screen, read_settings(screen)), screen)
 
 
-@sim.command("serve", cls=Command, help="Serve a simulated market on loopback until interrupted.")
+@sim.command("serve", cls=Command, help="Serve simulated markets on loopback until interrupted.")
 def sim_serve(
     *,
     provider: Annotated[
@@ -446,9 +480,24 @@ def sim_serve(
             autocompletion=complete_from(*RUNTIMES),
         ),
     ] = "process",
+    flavor: Annotated[
+        str | None,
+        typer.Option(
+            "--flavor",
+            help="What Render speaks: dispersed, or legacy.  [default: dispersed]",
+            metavar="NAME",
+            autocompletion=complete_from("dispersed", "legacy"),
+        ),
+    ] = None,
     faults: Annotated[
         Path | None,
         typer.Option("--faults", help="Script of troubles, in JSON.", metavar="FILE"),
+    ] = None,
+    meter: Annotated[
+        Path | None,
+        typer.Option(
+            "--meter", help="Where to write, when it stops, what was charged.", metavar="FILE"
+        ),
     ] = None,
 ) -> None:
     from gp4u.cli.simulate import run_simulator  # the simulator and its server
@@ -460,7 +509,9 @@ def sim_serve(
         seed=seed,
         offers=offers_,
         runtime=runtime,
+        flavor=flavor,
         faults=faults,
+        meter=meter,
         ready=lambda line: screen.text(f"{line}\n"),
     )
     run(job, screen)

@@ -1,15 +1,17 @@
 """`gp4u demo`: the whole idea on real parts, with no account and no key.
 
-A simulated market listens on a loopback port; everything else is what a user runs: the adapter asks
-it over HTTP, the selection explains itself, a real program starts behind the rented instance, its
-two services are probed and called, its cost ticks, and it is released. In the end the simulator's
-own billing meter, which no client can see, is laid beside the ledger.
+Four simulated markets listen on loopback ports; everything else is what a user runs: the adapters
+ask them over HTTP, one selection over all of them explains itself, a real program starts behind the
+rented instance, its two services are probed and called, its cost ticks, and it is released. In the
+end the simulators' own billing meters, which no client can see, are laid beside the ledger.
 """
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,18 +20,20 @@ from msgspec import Struct
 
 from gp4u import gpus
 from gp4u.app import App, open_app
-from gp4u.cli.follow import Follower, duration
+from gp4u.cli.follow import Follower, duration, log_prefix
 from gp4u.cli.screen import Form, Screen
 from gp4u.cli.shapes import endpoint_json, money
-from gp4u.cli.views import price
+from gp4u.cli.views import hourly
 from gp4u.errors import BadInput
 from gp4u.model import Demand, HealthCheck, Port, Requirements, Workload
+from gp4u.providers.plugins import Plugins
+from gp4u.providers.registry import SPECS, Registry
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.rental import Rental
 from gp4u.selection.decide import endpoint_log
 from gp4u.settings import load_settings
 from gp4u.sim.runtime import can_run
-from gp4u.sim.serve import RUNTIMES, Simulator, simulator
+from gp4u.sim.serve import PROVIDERS, RUNTIMES, Simulator, simulator
 from gp4u.telemetry import clean
 
 OK = 200
@@ -79,17 +83,24 @@ async def run_demo(
     if not 1 <= offers <= 100_000:
         raise BadInput("--offers", offers, "must be from 1 to 100000")
     chosen = await _runtime(runtime, image)
-    async with simulator("vastai", seed=seed, offers=offers, runtime_name=chosen) as market:
-        with tempfile.TemporaryDirectory(prefix="gp4u-demo-") as folder:
-            env = market.env | {"GP4U_DATABASE_URL": f"sqlite:///{folder}/ledger.db"}
-            async with open_app(load_settings(env, Path(folder))) as app:
-                screen.note(
-                    f"simulated Vast.ai: {market.origin}, seed {seed}, {offers} offers, "
-                    f"{_RUNS_AS[chosen]}",
-                    "dim",
-                )
-                play = _Play(screen, app, market, _workload(chosen, image))
-                await play.run(once=once)
+    async with AsyncExitStack() as stack:
+        markets = [
+            await stack.enter_async_context(
+                simulator(slug, seed=seed, offers=offers, runtime_name=chosen)
+            )
+            for slug in PROVIDERS
+        ]
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gp4u-demo-"))
+        env = {"GP4U_DATABASE_URL": f"sqlite:///{folder}/ledger.db"}
+        for market in markets:
+            env |= market.env
+        closed_shop = Registry(Plugins((), {}))  # a plug-in's market is no simulated one
+        settings = load_settings(env, Path(folder))
+        app = await stack.enter_async_context(open_app(settings, registry=closed_shop))
+        screen.note(f"simulated markets, seed {seed}, {_RUNS_AS[chosen]}:", "dim")
+        for market in markets:
+            screen.note(f"  {SPECS[market.provider].title}: {market.origin}", "dim")
+        await _Play(screen, app, markets, _workload(chosen, image)).run(once=once)
 
 
 async def _runtime(asked: str, image: str) -> str:
@@ -114,7 +125,10 @@ def _workload(runtime: str, image: str) -> Workload:
         env={f"GP4U_SERVICE_{port}": name for name, port in SERVICES},
         ports=tuple(Port(number=port, name=name) for name, port in SERVICES),
         disk_gib=16,
-        health=tuple(HealthCheck(port=port, path="/health") for _, port in SERVICES),
+        # Where nothing really runs, nothing answers.
+        health=()
+        if runtime == "pretend"
+        else tuple(HealthCheck(port=port, path="/health") for _, port in SERVICES),
     )
 
 
@@ -136,8 +150,10 @@ _DEMAND = Demand(
 class _Play:
     """One showing, from the search to the bill."""
 
-    def __init__(self, screen: Screen, app: App, market: Simulator, workload: Workload) -> None:
-        self._screen, self._app, self._market = screen, app, market
+    def __init__(
+        self, screen: Screen, app: App, markets: Sequence[Simulator], workload: Workload
+    ) -> None:
+        self._screen, self._app, self._markets = screen, app, markets
         self._workload = workload
         self._follower = Follower(screen, now=app.clock.now)
         self._called: list[Called] = []
@@ -174,7 +190,7 @@ class _Play:
 
     async def _call(self, rental: Rental) -> list[Called]:
         """Call each service at its published address, as a client would."""
-        names = {port: name for name, port in SERVICES}
+        names = {port: name for name, port in SERVICES} if self._workload.health else {}
         called = []
         async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
             for endpoint in rental.endpoints:
@@ -196,8 +212,9 @@ class _Play:
 
     def _show_endpoints(self, rental: Rental) -> None:
         by_port = {e.container_port: e for e in rental.endpoints}
+        decision = self._follower.decision
         lines = endpoint_log(
-            "VAST",
+            log_prefix(decision) if decision is not None else "GP4U",
             [
                 (f"{name}.default.svc.cluster.local", port, by_port[port].host, by_port[port].port)
                 for name, port in SERVICES
@@ -216,14 +233,13 @@ class _Play:
             now = self._app.clock.now()
             cost = money(rentals.cost_usd(rental, at=now))
             running_s = (now - (rental.running_at or rental.intended_at)).total_seconds()
-            at = price(rental.price_usd_per_hour)
-            return f"{duration(running_s)}  ${cost} at ${at}/h  running; Ctrl-C releases"
+            return f"{duration(running_s)}  ${cost} at {hourly(rental)}  running; Ctrl-C releases"
 
         self._screen.busy(line)
 
     def _report(self, released: Rental | None) -> None:
         """Print the one object, or the last lines for a person."""
-        world = self._market.world
+        worlds = [market.world for market in self._markets]
         decision = self._follower.decision
         best = decision.best if decision else None
         at = self._app.clock.now()
@@ -246,8 +262,8 @@ class _Play:
                 for c in self._called
             ],
             "cost_usd": money(rentals.cost_usd(released, at=at)) if released else money(Decimal(0)),
-            "meter_usd": money(world.meter_total()),
-            "leaked": len(world.leaked()),
+            "meter_usd": money(sum((w.meter_total() for w in worlds), Decimal(0))),
+            "leaked": sum(len(w.leaked()) for w in worlds),
         }
         if self._screen.form is Form.NAME:
             self._screen.names([released.key] if released else [])
@@ -257,8 +273,10 @@ class _Play:
             return
         same = answer["cost_usd"] == answer["meter_usd"]
         self._screen.line(
-            f"cost ${answer['cost_usd']} by the ledger, ${answer['meter_usd']} by the market's "
-            f"meter; leaked {answer['leaked']}",
+            f"cost ${answer['cost_usd']} by the ledger, ${answer['meter_usd']} by the markets' "
+            f"meters; leaked {answer['leaked']}",
             "green" if same and not answer["leaked"] else "bold red",
         )
-        self._screen.hint("the same on the real market: set VASTAI_API_KEY, then `gp4u offers`")
+        self._screen.hint(
+            "the same on real markets: set VASTAI_API_KEY or another, then `gp4u offers`"
+        )

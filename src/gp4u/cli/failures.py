@@ -47,11 +47,11 @@ class Code(IntEnum):
 
 
 class Leave(Exception):
-    """The command has said what it had to say, and ends with this code."""
+    """The command has said what it had to say, and ends with this code: ours, or a workload's."""
 
-    def __init__(self, code: Code) -> None:
+    def __init__(self, code: int) -> None:
         self.code = code
-        super().__init__(code.name)
+        super().__init__(code)
 
 
 def code_of(error: Gp4uError) -> Code:
@@ -82,7 +82,7 @@ def hints_of(error: Gp4uError) -> Sequence[tuple[str, str]]:
     match error:
         case Denied():
             return (
-                (f"{error.provider.upper()}_API_KEY", "is not accepted"),
+                (_key_variable(error.provider), "is not accepted"),
                 ("gp4u config", "shows where it comes from"),
                 *_key_page(error.provider),
             )
@@ -90,7 +90,7 @@ def hints_of(error: Gp4uError) -> Sequence[tuple[str, str]]:
             return (("--max-price", "looks for less; or add credit to the account"),)
         case Refused(code="other_account"):
             return (
-                (f"{error.provider.upper()}_API_KEY", "must be a key of that account"),
+                (_key_variable(error.provider), "must be a key of that account"),
                 ("gp4u config", "shows where the one in force comes from"),
             )
         case OwnerHasRental():
@@ -122,11 +122,19 @@ def next_steps(key: str) -> Sequence[tuple[str, str]]:
     return (("gp4u ps", "shows what became of it"), (f"gp4u release {key}", "ends it"))
 
 
-def _key_page(provider: str) -> Sequence[tuple[str, str]]:
-    from gp4u.providers.registry import SPECS  # the adapters, which a failure elsewhere can spare
+def _key_variable(provider: str) -> str:
+    from gp4u.providers.plugins import known_providers  # as the settings have loaded it
 
-    spec = SPECS.get(provider)
-    return ((spec.key_url, "is where keys are made"),) if spec else ()
+    known = {each.slug: each for each in known_providers()}
+    own = known.get(provider)
+    return f"{own.env}_{own.key_variable}" if own else f"{provider.upper()}_API_KEY"
+
+
+def _key_page(provider: str) -> Sequence[tuple[str, str]]:
+    from gp4u.providers.registry import get_provider_registry  # the adapters: seldom needed
+
+    spec = get_provider_registry().specs.get(provider)
+    return ((spec.key_url, "is where keys are made"),) if spec and spec.key_url else ()
 
 
 def explain(screen: Screen, error: Gp4uError, secrets: Sequence[str] = ()) -> None:

@@ -101,9 +101,9 @@ def complete_gpu(incomplete: str) -> list[str]:
 
 def complete_provider(incomplete: str) -> list[str]:
     """Return the markets that begin with what was typed."""
-    from gp4u.providers.registry import SPECS  # the adapters, which most help pages can spare
+    from gp4u.providers.plugins import known_providers  # settings, which help pages can spare
 
-    return [slug for slug in SPECS if slug.startswith(incomplete)]
+    return [each.slug for each in known_providers() if each.slug.startswith(incomplete)]
 
 
 def complete_rental(incomplete: str) -> list[str]:

@@ -12,13 +12,14 @@ from typing import Final
 
 from gp4u.cli.screen import Screen
 from gp4u.cli.shapes import money
-from gp4u.cli.views import name_of, price
+from gp4u.cli.views import hourly, name_of
 from gp4u.model import Decision
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.broker import (
     Decided,
     Dropped,
     Intended,
+    PassedOver,
     Progress,
     Rented,
     Settled,
@@ -27,12 +28,14 @@ from gp4u.rentals.broker import (
     Watched,
 )
 from gp4u.rentals.rental import Rental, RentalState
-from gp4u.selection.decide import selection_log
+from gp4u.selection.decide import left_out, selection_log
 from gp4u.telemetry import clean
 
 MINUTE_S: Final = 60
 LAUNCHING: Final = " - launching..."
 """How the selection log ends; a dry run leaves it off."""
+_COUNTS: Final = 3
+"""Lines of the selection log before the first offer: what was searched, found, and remains."""
 
 
 def duration(seconds: float) -> str:
@@ -62,11 +65,13 @@ class Follower:
                     log_selection(self._screen, decision)
             case Waiting(seconds):
                 self._say(f"asked too often; asking again in {seconds:.0f} s", "yellow")
+            case PassedOver(provider, reason):
+                self._say(f"passing over {provider}: {reason}", "yellow")
             case Intended(rental, _):
                 self._started = self._now()
                 # The key comes before the call: whatever happens next, it can be asked for.
                 offer = f"{rental.provider}/{rental.offer_id}"
-                cost = f"${price(rental.price_usd_per_hour)}/h"
+                cost = hourly(rental)
                 self._say(f"rental {rental.key} ({name_of(rental)}): {offer} at {cost}", "bold")
                 self._show(rental, "sending the rent call")
             case Rented(rental):
@@ -128,9 +133,22 @@ def log_selection(screen: Screen, decision: Decision) -> None:
 
 def selection_lines(decision: Decision, *, top: int) -> list[str]:
     """Return the selection log, ready to print; its last line says that it is launched."""
+    prefix, best = log_prefix(decision), decision.best
+    lines = selection_log(decision, prefix=prefix, top=top)
+    if best is not None and len(decision.sources) > 1:
+        # A market that has nothing to say in the ranking still was asked, and somebody wonders.
+        lines[_COUNTS:_COUNTS] = [
+            f"[{prefix}] Left out: {out.provider}, of {out.offers} offers the nearest breaks "
+            + ", ".join(out.broken)
+            for out in left_out(decision)
+        ]
+    return [clean_line(line) for line in lines]
+
+
+def log_prefix(decision: Decision) -> str:
+    """Return what the seed's log lines begin with: its own word, or ours for another market."""
     best = decision.best
-    prefix = "VAST" if best is None or best.offer.provider == "vastai" else "GP4U"
-    return [clean_line(line) for line in selection_log(decision, prefix=prefix, top=top)]
+    return "VAST" if best is None or best.offer.provider == "vastai" else "GP4U"
 
 
 def clean_line(text: str, limit: int = 400) -> str:

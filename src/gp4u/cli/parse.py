@@ -76,7 +76,7 @@ def demand(
             disk_gib=disk(disk_gib),
             ports=ports,
             locations=tuple(places.parse_token(word, field) for word, field in places_wanted),
-            providers=_providers(flags.provider),
+            providers=_providers(flags.provider, settings),
             interruptible=flags.interruptible,
             verified_only=not flags.unverified,
         ),
@@ -156,13 +156,12 @@ def _given(flag: str, values: Sequence[str] | None) -> list[tuple[str, str]]:
     return [(word, flag) for word in words]
 
 
-def _providers(values: Sequence[str] | None) -> tuple[str, ...]:
-    from gp4u.providers.registry import SPECS  # the adapters: only to check a name
-
+def _providers(values: Sequence[str] | None, settings: Settings) -> tuple[str, ...]:
+    known = settings.provider_slugs
     slugs = tuple(word for word, _ in _given("--provider", values))
     for slug in slugs:
-        if slug not in SPECS:
-            raise BadInput("--provider", slug, f"known: {', '.join(SPECS)}")
+        if slug not in known:
+            raise BadInput("--provider", slug, f"known: {', '.join(known)}")
     return slugs
 
 

@@ -1,4 +1,4 @@
-"""`gp4u rent`, `ps`, `logs` and `release`: a rental from its intent to its proven end.
+"""`gp4u rent`, `ps` and `release`: a rental from its intent to its proven end.
 
 The broker and the reconciler do the work. Here it is said what happens, and the key is said before
 anything can cost money and again when somebody interrupts.
@@ -11,21 +11,19 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from gp4u.app import App
-from gp4u.cli.failures import Code, Leave, explain, next_steps
-from gp4u.cli.follow import LAUNCHING, Follower, clean_line, selection_lines
+from gp4u.cli.failures import Code, Leave, next_steps
+from gp4u.cli.follow import LAUNCHING, Follower, selection_lines
 from gp4u.cli.markets import find_rental, provider_of, refresh
 from gp4u.cli.screen import Form, Screen
 from gp4u.cli.views import name_of, say_nothing_is_rented, show_rental, show_rentals
 from gp4u.errors import (
     BadInput,
-    InstanceAbsent,
     NothingFits,
     OutcomeUnknown,
     OwnerHasRental,
-    RateLimitExceeded,
-    Throttled,
-    Unavailable,
 )
 from gp4u.model import Demand, Workload
 from gp4u.providers.contract import Call
@@ -34,11 +32,6 @@ from gp4u.rentals.rental import Rental
 from gp4u.selection.decide import to_json
 from gp4u.telemetry import Redactor
 
-MAX_TAIL: Final = 100_000
-FOLLOW_PAUSE_S: Final = 2.0
-MAX_LINE: Final = 100_000
-_ESCAPES: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
-"""Colours and cursor moves, which a log may hold and a terminal would obey."""
 _SECRET_NAME: Final = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 _PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]+@")
 HIDDEN: Final = "***"
@@ -83,15 +76,18 @@ async def dry_run(opened: App, screen: Screen, demand: Demand, workload: Workloa
     Raises:
         NothingFits: nothing would be rented.
     """
-    decision, calls = await opened.broker.dry_run(demand, workload)
-    if decision.best is None:
+    hidden = {k: HIDDEN if _SECRET_NAME.search(k) else v for k, v in workload.env.items()}
+    # Before the calls are made: a market may put the environment into a text of its own.
+    shown = replace(workload, env=hidden)
+    decision, first, calls = await opened.broker.dry_run(demand, shown)
+    if first is None:
         raise NothingFits(decision)
     answer = to_json(decision, top=3, rejections=False)
     secrets = [v for k, v in workload.env.items() if _SECRET_NAME.search(k)]
     redact = Redactor([*opened.settings.secrets(), *secrets])
-    answer["calls"] = [_redacted(call, workload.env, redact) for call in calls]
+    answer["calls"] = [_redacted(call, redact) for call in calls]
     if screen.form is Form.NAME:
-        screen.names([f"{decision.best.offer.provider}/{decision.best.offer.offer_id}"])
+        screen.names([f"{first.offer.provider}/{first.offer.offer_id}"])
     elif screen.is_data:
         screen.data(answer)
     else:
@@ -120,47 +116,6 @@ async def ps(opened: App, screen: Screen, *, everything: bool) -> None:
             raise Leave(Code.NOT_ALLOWED)
     if seen.failed is not None:
         raise Leave(seen.failed)
-
-
-async def logs(opened: App, screen: Screen, word: str, *, follow: bool, tail: int) -> None:
-    """Print what the workload of a rental printed; with `follow` until it is gone.
-
-    Raises:
-        BadInput: there is no such rental, or it has no instance yet.
-        ProviderError: the market does not tell.
-    """
-    if not 1 <= tail <= MAX_TAIL:
-        raise BadInput("--tail", tail, f"must be from 1 to {MAX_TAIL}")
-    rental = await find_rental(opened, word)
-    if rental.instance_id is None:
-        raise BadInput("KEY", word, f"the rental is {rental.state} and has no instance yet")
-    provider = provider_of(opened, screen, rental)
-    shown: list[str] = []
-    trouble = ""
-    while True:
-        try:
-            text = await provider.logs(rental.instance_id, tail=tail)
-        except InstanceAbsent:
-            if shown:
-                screen.note(f"{rental.key} is gone", "dim")
-                return
-            raise
-        except (Unavailable, Throttled, RateLimitExceeded) as error:
-            if not (follow and shown):
-                raise
-            if not trouble:
-                explain(screen, error, opened.settings.secrets())
-            trouble = str(error)
-        else:
-            trouble = ""
-            lines = text.splitlines()
-            fresh = new_lines(shown, lines)
-            if fresh:
-                screen.text("".join(f"{harmless(line)}\n" for line in fresh))
-            shown = lines or shown
-        if not follow:
-            return
-        await asyncio.sleep(FOLLOW_PAUSE_S)
 
 
 async def release(
@@ -246,21 +201,17 @@ async def _telling_the_key(
         screen.rest()
 
 
-def _redacted(call: Call, env: Mapping[str, str], redact: Redactor) -> dict[str, object]:
-    """Return a call as it would be sent, with what is secret in it hidden.
-
-    Hidden are variables whose names say that they are secret, wherever their values stand, our own
-    keys, and passwords in URLs.
+def _redacted(call: Call, redact: Redactor) -> dict[str, object]:
+    """Return a call as it would be sent, with keys of ours and passwords in URLs hidden, at any
+    depth.
     """
 
-    def hide(value: Any, name: str = "") -> Any:
+    def hide(value: Any) -> Any:
         match value:
             case str():
-                if name in env and _SECRET_NAME.search(name):
-                    return HIDDEN
                 return _PASSWORD.sub(f"{HIDDEN}@", redact(value))
             case Mapping():
-                return {key: hide(inner, str(key)) for key, inner in value.items()}
+                return {name: hide(inner) for name, inner in value.items()}
             case list() | tuple():
                 return [hide(inner) for inner in value]
             case _:
@@ -268,23 +219,3 @@ def _redacted(call: Call, env: Mapping[str, str], redact: Redactor) -> dict[str,
 
     body = hide(call.body) if call.body is not None else None
     return {"method": call.method, "url": hide(call.url), "body": body}
-
-
-def new_lines(shown: Sequence[str], lines: Sequence[str]) -> Sequence[str]:
-    """Return what follows the lines that were shown already; a log is a sliding window.
-
-    The last line shown may have been half of one: then the whole of it is new.
-    """
-    for start in range(len(shown)):
-        rest = shown[start:]
-        if lines[: len(rest)] == rest:
-            return lines[len(rest) :]
-        half = len(rest) - 1
-        if lines[:half] == rest[:half] and "".join(lines[half : half + 1]).startswith(rest[half]):
-            return lines[half:]
-    return lines
-
-
-def harmless(line: str) -> str:
-    """Return a line of a workload's log: its indent kept, nothing in it that a terminal obeys."""
-    return clean_line(_ESCAPES.sub("", line).expandtabs(8)[:MAX_LINE], MAX_LINE)

@@ -6,6 +6,7 @@ the process ends with 130 or 143. Whatever fails is explained by `failures.py`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -35,9 +36,10 @@ def read_settings(screen: Screen) -> Settings:
     Raises:
         SettingsError: some variables are bad.
     """
+    from gp4u.providers.plugins import known_providers
     from gp4u.settings import load_settings  # pydantic takes a tenth of a second
 
-    settings = load_settings(os.environ, Path.cwd())
+    settings = load_settings(os.environ, Path.cwd(), providers=known_providers())
     for warning in settings.unknown:
         screen.warn(warning)
     return settings
@@ -53,6 +55,7 @@ def run_with_app(
         from gp4u.app import open_app  # everything; the quick commands get by with less
 
         async with open_app(settings) as opened:
+            gc.freeze()  # code stays: to look through it for garbage takes 30 ms each time
             try:
                 await work(opened)
             except NothingFits as error:

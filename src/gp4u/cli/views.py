@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gp4u.cli.screen import Form, Screen
 from gp4u.cli.shapes import address, money, offer_json, rental_json
 from gp4u.cli.tables import Cell, Column, Row
+from gp4u.cli.terminal import cut
 from gp4u.model import Candidate, Decision, Endpoint, Offer, Rejection
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.rental import Rental
@@ -59,18 +60,21 @@ def gpus_of(model: str, count: int) -> str:
 
 
 _OFFERS: Final = (
-    Column(head="PROVIDER", drop=20),
-    Column(head="OFFER", style="cyan"),
+    Column(head="PROVIDER"),
+    # Some markets name an offer in sixty letters; its beginning tells it apart.
+    Column(head="OFFER", style="cyan", short=8, shorten=lambda text: cut(text, 16), least=10),
     Column(head="GPU"),
-    Column(head="VRAM", right=True),
+    Column(head="VRAM", right=True, drop=23),
     Column(head="$/HOUR", right=True, style="bold"),
     Column(head="REGION"),
-    Column(head="RELIABLE", right=True, drop=23),
+    Column(head="RELIABLE", right=True, drop=31),
     Column(head="DOWN Mbps", right=True, drop=21),
     Column(head="G-SCORE", right=True, drop=22),
+    Column(head="AGE", right=True, drop=30),
 )
 _OFFERS_WIDE: Final = (
     *_OFFERS,
+    Column(head="SPEED REL EFF", right=True, drop=19),
     Column(head="CPUS", right=True, drop=16),
     Column(head="RAM", right=True, drop=17),
     Column(head="DISK", right=True, drop=14),
@@ -79,8 +83,7 @@ _OFFERS_WIDE: Final = (
     Column(head="HOSTING", drop=15),
     Column(head="VERIFIED", drop=13),
     Column(head="KIND", drop=18),
-    Column(head="MACHINE", drop=11),
-    Column(head="AGE", right=True, drop=9),
+    Column(head="MACHINE", drop=11, short=9, shorten=lambda text: cut(text, 16)),
 )
 
 
@@ -92,17 +95,21 @@ def show_offers(screen: Screen, offers: Sequence[Offer], at: datetime) -> None:
         case Form.JSON | Form.YAML:
             screen.data([offer_json(o) for o in offers])
         case Form.WIDE:
-            screen.table(_OFFERS_WIDE, [[*_offer_row(o), *_offer_rest(o, at)] for o in offers])
+            rows = [[*_offer_row(o, at), *_offer_rest(o)] for o in offers]
+            screen.table(_OFFERS_WIDE, rows)
         case Form.TABLE:
-            screen.table(_OFFERS, [_offer_row(o) for o in offers])
+            screen.table(_OFFERS, [_offer_row(o, at) for o in offers])
+    estimates = sorted({o.provider for o in offers if o.estimated})
+    if estimates and not screen.is_data:
+        screen.note(f"~ an estimate: {', '.join(estimates)} names the price once hosts have bid")
 
 
-def _offer_row(o: Offer) -> list[str | Cell]:
+def _offer_row(o: Offer, at: datetime) -> list[str | Cell]:
     shown = offer_json(o)
     score = shown["g_score"]
     return [
         o.provider,
-        clean(o.offer_id, 40),
+        clean(o.offer_id, 100),
         gpus_of(o.gpu_model, o.gpu_count),
         f"{o.vram_gib:g} GiB",
         price(o.price_usd_per_hour, estimated=o.estimated),
@@ -110,11 +117,16 @@ def _offer_row(o: Offer) -> list[str | Cell]:
         _share(o.reliability),
         _number(o.download_mbps),
         f"{score:.0f}" if isinstance(score, float) else _unknown(),
+        age(o.fetched_at, at),
     ]
 
 
-def _offer_rest(o: Offer, at: datetime) -> list[str | Cell]:
+def _offer_rest(o: Offer) -> list[str | Cell]:
+    parts = offer_json(o)["g_score_parts"]
     return [
+        " ".join(f"{each:.2f}" for each in parts.values())
+        if isinstance(parts, dict)
+        else _unknown(),
         _number(o.cpu_cores),
         _number(o.ram_gib, " GiB"),
         _number(o.disk_gib, " GiB"),
@@ -124,7 +136,6 @@ def _offer_rest(o: Offer, at: datetime) -> list[str | Cell]:
         {True: "yes", False: "no", None: UNKNOWN}[o.verified],
         "bid" if o.interruptible else "on demand",
         clean(o.machine_id or UNKNOWN, 40),
-        age(o.fetched_at, at),
     ]
 
 
@@ -144,11 +155,11 @@ def show_candidates(screen: Screen, candidates: Sequence[Candidate]) -> None:
         return
     parts = list(candidates[0].parts)
     columns = (
-        Column(head="#", right=True, drop=6),
-        Column(head="PROVIDER", drop=1),
-        Column(head="OFFER", style="cyan"),
-        Column(head="MODEL"),
-        Column(head="$/HOUR", right=True),
+        Column(head="#", right=True, drop=3),
+        Column(head="PROVIDER"),
+        Column(head="OFFER", style="cyan", short=-1, shorten=lambda text: cut(text, 16), least=8),
+        Column(head="MODEL", drop=7),
+        Column(head="$/HOUR", right=True, drop=8),
         Column(head="REGION", drop=5),
         Column(head="RELIABLE", right=True, drop=2),
         Column(head="G-SCORE", right=True, drop=0),
@@ -162,7 +173,7 @@ def show_candidates(screen: Screen, candidates: Sequence[Candidate]) -> None:
         row: list[str | Cell] = [
             f"{rank}",
             o.provider,
-            clean(o.offer_id, 40),
+            clean(o.offer_id, 100),
             gpus_of(o.gpu_model, o.gpu_count),
             price(o.price_usd_per_hour, estimated=o.estimated),
             o.region.code if o.region else _unknown(),
@@ -177,8 +188,8 @@ def show_candidates(screen: Screen, candidates: Sequence[Candidate]) -> None:
 
 
 _REJECTIONS: Final = (
-    Column(head="PROVIDER", drop=1),
-    Column(head="OFFER", style="cyan"),
+    Column(head="PROVIDER"),
+    Column(head="OFFER", style="cyan", short=1, shorten=lambda text: cut(text, 16), least=8),
     Column(head="GPU", drop=3),
     Column(head="$/HOUR", right=True, drop=2),
     Column(head="FILTER", style="yellow"),
@@ -194,7 +205,7 @@ def show_rejections(screen: Screen, found: Sequence[Rejection]) -> None:
     rows = [
         [
             r.offer.provider,
-            clean(r.offer.offer_id, 40),
+            clean(r.offer.offer_id, 100),
             gpus_of(r.offer.gpu_model, r.offer.gpu_count),
             price(r.offer.price_usd_per_hour, estimated=r.offer.estimated),
             r.filter,
@@ -220,6 +231,7 @@ FLAG_OF: Final[Mapping[str, str]] = {
     "cpus": "--cpus {}",
     "ram": "--ram {}",
     "disk": "--disk {}",
+    "ports": "--port at most {} times",
 }
 """Filter to the flag that relaxes its bound."""
 
@@ -262,13 +274,13 @@ def short_key(key: str) -> str:
 
 _RENTALS: Final = (
     Column(head="NAME", least=8),
-    Column(head="KEY", style="cyan", short=3, shorten=short_key),
+    Column(head="KEY", style="cyan", short=2, shorten=short_key),
     Column(head="STATE"),
-    Column(head="PROVIDER", drop=1),
-    Column(head="GPU", drop=5),
+    Column(head="PROVIDER", drop=5),
+    Column(head="GPU", drop=3),
     Column(head="$/HOUR", right=True, drop=4),
     Column(head="COST $", right=True, drop=6),
-    Column(head="AGE", right=True, drop=2),
+    Column(head="AGE", right=True, drop=1),
     Column(head="ENDPOINTS", least=12),
 )
 _RENTALS_WIDE: Final = (
@@ -319,7 +331,7 @@ def _rental_rows(r: Rental, at: datetime, *, wide: bool, folded: bool) -> list[R
         Cell(str(r.state), STATE_STYLE[str(r.state)]),
         r.provider,
         gpus_of(r.gpu_model, r.gpu_count),
-        price(r.price_usd_per_hour),
+        price(r.price_usd_per_hour, estimated=r.estimated),
         money(rentals.cost_usd(r, at=at)),
         age(r.intended_at, at),
     ]
@@ -367,8 +379,11 @@ def show_rental(screen: Screen, rental: Rental, at: datetime) -> None:
         ("name", clean(name_of(rental), 70)),
         ("state", str(rental.state)),
         ("machine", f"{gpus_of(rental.gpu_model, rental.gpu_count)}{where}, {rental.provider}"),
-        ("price", f"${price(rental.price_usd_per_hour)}/h, all-in"),
+        ("price", f"{hourly(rental)}, all-in"),
     ]
+    if rental.is_live and rental.paid_until is not None:
+        until = f"{rental.paid_until:%Y-%m-%d %H:%M} UTC; more is bought while `gp4u serve` runs"
+        facts.append(("paid", f"until {until}"))
     for endpoint in rental.endpoints if rental.is_live else ():
         scheme = "http://" if endpoint.protocol == "tcp" else ""
         facts.append(("endpoint", f"{_port(endpoint)} → {scheme}{address(endpoint)}"))
@@ -401,6 +416,11 @@ def show_settings(screen: Screen, settings: Settings) -> None:
             cells = [row.variable, clean(value), clean(row.origin), row.meaning]
             lines.append([Cell(text, style) for text in cells])
         screen.table(_SETTINGS, lines)
+
+
+def hourly(rental: Rental) -> str:
+    """Return what a rental costs in an hour, as it stands in a sentence; `~` marks an estimate."""
+    return f"{'~' if rental.estimated else ''}${price(rental.price_usd_per_hour)}/h"
 
 
 def price(usd_per_hour: Decimal, *, estimated: bool = False) -> str:

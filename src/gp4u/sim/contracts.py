@@ -94,6 +94,8 @@ class Contract:
             order,
         )
         self.label = order.label
+        self.name = str(contract_id)
+        """What the market calls it towards its customers."""
         self.created_at, self.destroyed_at = at, None  # type: float, float | None
         self.bid = order.bid_usd_per_hour
         self.gpu_usd_per_hour = self.bid or machine.usd_per_gpu_hour * len(gpus)

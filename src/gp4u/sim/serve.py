@@ -11,26 +11,101 @@ import asyncio
 import math
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from decimal import Decimal
+from importlib.util import find_spec
 from random import Random
+from typing import Any
 
+import msgspec
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gp4u.clock import SystemClock
+from gp4u.sim.akash.app import akash_app, client_env
+from gp4u.sim.akash.market import AkashSettings
 from gp4u.sim.faults import Faults, Kind
+from gp4u.sim.gate import ABORT
+from gp4u.sim.ionet.app import ENTERPRISE, ionet_app
+from gp4u.sim.ionet.gate import IoNetSettings
+from gp4u.sim.render.app import render_app
+from gp4u.sim.render.gate import RenderSettings
 from gp4u.sim.runtime import Runtime, container, pretend, process
-from gp4u.sim.vastai import vast_app
-from gp4u.sim.vastai_gate import ABORT, VastSettings
+from gp4u.sim.vastai.app import vast_app
+from gp4u.sim.vastai.gate import VastSettings
 from gp4u.sim.world import World
 
-PROVIDERS = ("vastai",)
-RUNTIMES = ("pretend", "process", "container", "auto")
 BOOT_S = (1.0, 4.0)
 """From rent to running: short, so that nobody need wait."""
+BID_S = (0.5, 2.0)
+"""From an order to a bid on it."""
 _LATE_MARGIN_S = 1.0
+_APART = 1_000_003
+"""Between the seeds of two markets that were given the same one."""
+
+Settings = AkashSettings | IoNetSettings | RenderSettings | VastSettings
+
+
+class _Dialect(msgspec.Struct, frozen=True):
+    """How one market is simulated, and what its clients are told."""
+
+    app: Callable[[World, Faults, Any], Starlette]
+    settings: Callable[[str, str], Settings]
+    """Of an account with a key and, where there is such a thing, a secret."""
+    env: Callable[[str, Any], dict[str, str]]
+    """The variables that lead to an origin; the first one is the address of the API."""
+    blind_s: Callable[[Any], float]
+    """How long a listing may be blind to a change."""
+
+
+def _vastai_env(origin: str, settings: VastSettings) -> dict[str, str]:
+    return {
+        "VASTAI_BASE_URL": f"{origin}/api/v0",
+        "VASTAI_API_KEY": settings.api_key,
+        "VASTAI_BILL_LAG_S": str(math.ceil(settings.charges_lag_s)),
+    }
+
+
+def _ionet_env(origin: str, settings: IoNetSettings) -> dict[str, str]:
+    return {"IONET_BASE_URL": f"{origin}{ENTERPRISE}", "IONET_API_KEY": settings.api_key}
+
+
+def _render_env(origin: str, settings: RenderSettings) -> dict[str, str]:
+    return {
+        "RENDER_BASE_URL": f"{origin}/v1",
+        "RENDER_API_KEY": settings.api_key,
+        "RENDER_API_SECRET": settings.api_secret,
+        "RENDER_API_FLAVOR": settings.flavor,
+    }
+
+
+_DIALECTS: Mapping[str, _Dialect] = {
+    "vastai": _Dialect(
+        vast_app, lambda key, _: VastSettings(api_key=key), _vastai_env, lambda s: s.list_lag_s[1]
+    ),
+    "ionet": _Dialect(
+        ionet_app, lambda key, _: IoNetSettings(api_key=key), _ionet_env, lambda s: s.list_lag_s[1]
+    ),
+    "akash": _Dialect(
+        akash_app,
+        lambda key, _: AkashSettings(api_key=key, bid_delay_s=BID_S),
+        client_env,
+        lambda s: s.list_lag_s[1] + s.replica_lag_s,
+    ),
+    "render": _Dialect(
+        render_app,
+        lambda key, secret: RenderSettings(api_key=f"pk_{key}", api_secret=f"sk_{secret}"),
+        _render_env,
+        lambda s: s.list_lag_s[1],
+    ),
+}
+PROVIDERS = tuple(_DIALECTS)
+RUNTIMES = ("pretend", "process", "container", "auto")
+FLAVORED = "render"
+"""The market whose dialect can be chosen."""
+RENDER_FLAVORS = ("dispersed", "legacy")
 
 
 class NoEngineError(RuntimeError):
@@ -41,32 +116,34 @@ class Simulator:
     """One simulated provider that listens."""
 
     def __init__(
-        self, provider: str, world: World, faults: Faults, settings: VastSettings, port: int
+        self, provider: str, world: World, faults: Faults, settings: Settings, port: int
     ) -> None:
         self.provider, self.world, self.faults = provider, world, faults
         self.settings = settings
         self.api_key = settings.api_key
         self.origin = f"http://127.0.0.1:{port}"
-        self.base_url = f"{self.origin}/api/v0"
+        self.base_url = next(iter(self._address.values()))
 
     @property
     def env(self) -> dict[str, str]:
         """The variables a client needs to speak to this one, and to wait no longer than it must."""
         slow = {rule.kind: rule.seconds or 15.0 for rule in self.faults.rules}
         lag = max(
-            self.settings.list_lag_s[1],
+            _DIALECTS[self.provider].blind_s(self.settings),
             slow.get(Kind.LATE_LISTING, 0.0),
             slow.get(Kind.LIST_STALE, 0.0),
         )
         late = slow.get(Kind.LATE_EFFECT, 0.0)
-        return {
-            "VASTAI_BASE_URL": self.base_url,
-            "VASTAI_API_KEY": self.api_key,
+        prefix = self.provider.upper()
+        return self._address | {
             "GP4U_ALLOW_LOOPBACK": "1",
-            "VASTAI_SETTLE_S": str(math.ceil(lag + _LATE_MARGIN_S)),
-            "VASTAI_LATE_WINDOW_S": str(math.ceil(late + _LATE_MARGIN_S)),
-            "VASTAI_BILL_LAG_S": str(math.ceil(self.settings.charges_lag_s)),
+            f"{prefix}_SETTLE_S": str(math.ceil(lag + _LATE_MARGIN_S)),
+            f"{prefix}_LATE_WINDOW_S": str(math.ceil(late + _LATE_MARGIN_S)),
         }
+
+    @property
+    def _address(self) -> dict[str, str]:
+        return _DIALECTS[self.provider].env(self.origin, self.settings)
 
     @property
     def ready_line(self) -> dict[str, object]:
@@ -110,7 +187,8 @@ async def simulator(
     runtime_name: str = "pretend",
     faults: Faults | None = None,
     boot_scale: float = 1.0,
-    settings: VastSettings | None = None,
+    settings: Settings | None = None,
+    flavor: str | None = None,
     credit_usd: Decimal = Decimal("25"),
 ) -> AsyncIterator[Simulator]:
     """Run a simulated provider on 127.0.0.1 for as long as the context lasts.
@@ -118,6 +196,7 @@ async def simulator(
     Args:
         port: 0 takes a free one.
         boot_scale: factor on `BOOT_S`.
+        flavor: which of its two dialects Render speaks; None: the real one.
 
     Raises:
         ValueError: no such provider or runtime.
@@ -126,9 +205,13 @@ async def simulator(
     """
     if provider not in PROVIDERS:
         raise ValueError(f"provider: {provider!r} is not one of {', '.join(PROVIDERS)}")
-    random = Random(seed)  # noqa: S311 -- a market, not secrets
+    # Not one market four times over: each has machines and prices of its own.
+    random = Random(seed + _APART * PROVIDERS.index(provider))  # noqa: S311 -- a market, not secrets
     if settings is None:
-        settings = VastSettings(api_key=f"{random.getrandbits(256):064x}")
+        key = f"{random.getrandbits(256):064x}"
+        settings = _DIALECTS[provider].settings(key, key[::-1])
+    if flavor is not None and isinstance(settings, RenderSettings):
+        settings = msgspec.structs.replace(settings, flavor=flavor)
     faults = Faults() if faults is None else faults
     world = World(
         asyncio.get_running_loop().time,
@@ -143,7 +226,7 @@ async def simulator(
     failure: Exception | None = None
     try:
         with _listening(port) as listener:
-            server = _Server(vast_app(world, faults, settings))
+            server = _Server(_DIALECTS[provider].app(world, faults, settings))
             bound: int = listener.getsockname()[1]
             async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(server.serve(sockets=[listener]))
@@ -172,13 +255,17 @@ async def serve(
     runtime_name: str = "pretend",
     faults: Faults | None = None,
     boot_scale: float = 1.0,
+    flavor: str | None = None,
     ready: Callable[[dict[str, object]], None],
+    meter: Callable[[dict[str, object]], None] = lambda _: None,
 ) -> None:
     """Run simulated providers until SIGTERM or SIGINT, then stop them and all that runs in them.
 
     Args:
         port: of the first provider; the next ones take the following ports. 0: free ones.
+        flavor: which of its two dialects Render speaks; None: the real one.
         ready: called once per provider when it listens, with its ready line.
+        meter: called once at the end, with what each market charged, by provider.
 
     Raises:
         ValueError: no such provider or runtime.
@@ -188,6 +275,7 @@ async def serve(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
+    markets: list[Simulator] = []
     for number in signals:
         loop.add_signal_handler(number, stop.set)
     try:
@@ -202,10 +290,15 @@ async def serve(
                         runtime_name=runtime_name,
                         faults=faults,
                         boot_scale=boot_scale,
+                        flavor=flavor,
                     )
                 )
+                markets.append(running)
                 ready(running.ready_line)
             await stop.wait()
+            for market in markets:
+                await market.world.advance()
+            meter({market.provider: market.world.charged() for market in markets})
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
@@ -236,7 +329,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,  # type: ignore[arg-type]  # any ASGI app; uvicorn's union is narrower
                 http=_Protocol,
-                ws="none",
+                ws="websockets-sansio" if find_spec("websockets") else "none",
                 lifespan="off",
                 log_config=None,
                 log_level="critical",

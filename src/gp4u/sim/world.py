@@ -164,6 +164,23 @@ class World:
         """Return the dollars that all contracts ever made have cost up to now."""
         return sum((self.meter(contract) for contract in self.contracts), Decimal(0))
 
+    def charged(self) -> dict[str, object]:
+        """Return the meter as plain data: the sum, and each contract ever made, oldest first.
+
+        Dollars are text, with every digit. `id` is what the market calls the contract towards its
+        customers, `label` what the renter asked it to be called.
+        """
+        rows = [
+            {
+                "id": contract.name,
+                "label": contract.label,
+                "usd": f"{self.meter(contract):f}",
+                "open": contract.alive,
+            }
+            for contract in self.contracts
+        ]
+        return {"total_usd": f"{self.meter_total():f}", "contracts": rows}
+
     @property
     def credit_usd(self) -> Decimal:
         """What is left of the money paid in; below zero once disks ran on without credit."""
@@ -275,6 +292,12 @@ class World:
         ):
             contract.charges[day, kind] += usd
             self._spent += usd
+
+    def charge(self, contract: Contract, kind: str, usd: Decimal) -> None:
+        """Charge a sum at once, as for prepaid time; below zero it is given back."""
+        day = int(self.epoch(self.now_s) // _DAY_S)
+        contract.charges[day, kind] += usd
+        self._spent += usd
 
     def pay_in(self, usd: Decimal) -> None:
         """Add credit; what was stopped for lack of it stays stopped."""

@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from gp4u.cli.follow import Follower, duration
-from gp4u.cli.renting import harmless, new_lines
+from gp4u.cli.inside import harmless, new_lines
 from gp4u.cli.screen import Form, Screen
 from gp4u.cli.shapes import money, unexplained_json
 from gp4u.cli.views import age, gpus_of, price, show_offers, show_rental, show_rentals
@@ -60,6 +60,42 @@ def test_an_offer_has_the_stable_keys_and_null_where_nothing_is_known() -> None:
     unknown = ("region", "country", "reliability", "download_mbps", "upload_mbps")
     assert [row[key] for key in unknown] == [None] * 5
     assert (row["interruptible"], row["fetched_at"]) == (False, "2026-11-20T12:00:00+00:00")
+
+
+def test_an_estimate_is_marked_and_says_who_will_know_better() -> None:
+    """A price that only a bid can make must not read like one that can be paid."""
+    shown, out, err = screen(Form.TABLE)
+    show_offers(shown, [offer(), offer(provider="akash", offer_id="2", estimated=True)], AT)
+    firm, guess = out.plain.splitlines()[1:]
+    assert ("~" in firm, "~0.396" in guess) == (False, True)
+    assert "akash" in err.plain
+    shown, _, err = screen(Form.TABLE)
+    show_offers(shown, [offer()], AT)
+    assert err.plain == "", "no footnote where there is nothing to note"
+    shown, _, err = screen(Form.JSON)
+    show_offers(shown, [offer(estimated=True)], AT)
+    assert err.plain == "", "programs have the key `estimated`"
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_four_markets_fit_a_terminal_with_age_place_and_reliability(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them name an offer in sixty letters; nothing that one compares by may go for it."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown, out, _ = screen(Form.TABLE, tty=True)
+    named = {
+        "akash": "akash1de6rx554z7haw3gqj2v4upuq0fnemyngde6rx5/rtx4090-24Gi-pcie",
+        "ionet": "caas:260x1@KR/16",
+        "render": "off_6134816@us-west-1/e8123866-22da-5f48-aec8-66e6f44494a0",
+        "vastai": "692419",
+    }
+    rows = [offer(provider=slug, offer_id=name) for slug, name in named.items()]
+    show_offers(shown, rows, AT)
+    head, *lines = out.plain.splitlines()
+    assert {"PROVIDER", "OFFER", "GPU", "$/HOUR", "REGION", "RELIABLE", "AGE"} <= set(head.split())
+    assert [line.split()[0] for line in lines] == list(named)
+    assert max(map(len, out.plain.splitlines())) <= columns
 
 
 @pytest.mark.parametrize("form", list(Form))

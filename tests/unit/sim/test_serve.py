@@ -8,14 +8,15 @@ import os
 import signal
 import socket
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from gp4u.sim.faults import Faults, Rule
-from gp4u.sim.serve import Simulator, open_runtime, simulator
-from gp4u.sim.vastai_gate import VastSettings
+from gp4u.sim.serve import PROVIDERS, Simulator, open_runtime, simulator
+from gp4u.sim.vastai.gate import VastSettings
 
 EASY = VastSettings(throttle=0.0, list_lag_s=(0.0, 0.0))
 
@@ -55,12 +56,49 @@ async def test_a_simulator_tells_all_that_a_client_needs() -> None:
             assert (await http.get("/api/v0/users/current/")).json()["credit"] == 25
 
 
+async def test_render_speaks_the_flavor_that_is_asked_for_and_the_others_heed_none() -> None:
+    """Its proposed API answers another path and another key than its market's; and says so."""
+    for flavor, path in (("legacy", "/v1/nodes"), ("dispersed", "/v1/compute/offers")):
+        async with simulator("render", flavor=flavor) as sim, client(sim) as http:
+            assert sim.env["RENDER_API_FLAVOR"] == flavor
+            answered = (await http.get(path)).status_code
+            assert answered == (200 if flavor == "legacy" else 401), "legacy takes a Bearer key"
+    async with simulator("ionet", flavor="legacy") as sim, simulator("ionet") as usual:
+        assert sim.env.keys() == usual.env.keys()
+
+
 async def test_the_waits_it_tells_cover_its_own_faults() -> None:
     """A client that settles sooner than the list lags would be wrong by our fault."""
     rules = [Rule(kind="late_effect", seconds=90), Rule(kind="list_stale", seconds=20)]
     async with simulator(faults=Faults(rules)) as sim:
         assert float(sim.env["VASTAI_SETTLE_S"]) > 20
         assert float(sim.env["VASTAI_LATE_WINDOW_S"]) > 90
+
+
+async def test_markets_of_one_seed_are_not_one_market_under_two_names() -> None:
+    """Four times the same machine would be compared with itself."""
+    prices = []
+    for provider in PROVIDERS:
+        async with simulator(provider, seed=9) as sim:
+            prices.append(tuple(m.usd_per_gpu_hour for m in sim.world.machines))
+    assert len(set(prices)) == len(PROVIDERS)
+
+
+async def test_what_was_charged_is_told_by_contract_as_its_customer_knows_it() -> None:
+    """Whoever lays the meter beside a ledger has the market's id and their own label."""
+    async with simulator(settings=EASY, boot_scale=0.02) as sim, client(sim) as http:
+        assert sim.world.charged() == {"total_usd": "0", "contracts": []}
+        path = f"/api/v0/asks/{await cheapest(http)}/"
+        body = {"image": "busybox", "disk": 10, "label": "mine"}
+        made = (await http.put(path, json=body)).json()["new_contract"]
+        held = sim.world.charged()["contracts"]
+        await http.delete(f"/api/v0/instances/{made}/")
+        charged = json.loads(json.dumps(sim.world.charged()))
+    (row,) = charged["contracts"]
+    assert (row["id"], row["label"], row["open"]) == (str(made), "mine", False)
+    assert isinstance(held, list)
+    assert held[0]["open"] is True
+    assert Decimal(row["usd"]) == Decimal(charged["total_usd"]) > 0
 
 
 async def test_one_seed_makes_one_market_on_the_wire() -> None:
