@@ -11,8 +11,8 @@ Everything runs on the virtual loop, so patience costs no time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -20,10 +20,12 @@ from typing import Any, TypeVar
 
 import httpx2
 import sqlalchemy as sa
+from starlette.types import ASGIApp
 
 from gp4u.app import App, open_app
 from gp4u.errors import ProviderError
 from gp4u.model import Demand, HealthCheck, Port, Requirements, Workload
+from gp4u.providers.registry import Registry
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.rental import Rental
 from gp4u.settings import load_settings
@@ -31,8 +33,8 @@ from gp4u.sim.contracts import Contract
 from gp4u.sim.faults import Faults, Rule
 from gp4u.sim.inprocess import InProcessTransport
 from gp4u.sim.runtime import pretend
-from gp4u.sim.vastai import vast_app
-from gp4u.sim.vastai_gate import VastSettings
+from gp4u.sim.vastai.app import vast_app
+from gp4u.sim.vastai.gate import VastSettings
 from gp4u.sim.world import World
 from tests.virtual_loop import EPOCH, VirtualClock
 
@@ -59,7 +61,25 @@ class Killed(BaseException):
     """This client is dead; whatever it still tries does not happen."""
 
 
-class Market:
+class Behind:
+    """What a client's connections lead to: any market, over a world that a test can look into."""
+
+    def __init__(self, world: World, faults: Faults, app: ASGIApp) -> None:
+        self.world, self.faults, self.inner = world, faults, InProcessTransport(app)
+        self.requests: list[tuple[str, str, bytes]] = []
+        """Method, path and body of everything that reached the market."""
+
+    @property
+    def live(self) -> list[Contract]:
+        """Contracts that cost money now."""
+        return self.world.leaked()
+
+    def rents(self) -> int:
+        """How many contracts were ever made."""
+        return len(self.world.contracts)
+
+
+class Market(Behind):
     """A Vast.ai that a test can look into."""
 
     def __init__(
@@ -76,7 +96,7 @@ class Market:
         api_key: str = API_KEY,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self.world = World(
+        world = World(
             loop.time,
             Random(seed),
             runtime=pretend(Random(seed)),
@@ -85,34 +105,23 @@ class Market:
             epoch_s=EPOCH.timestamp() + loop.time(),
             dead_start_ratio=dead_start_ratio,
         )
-        self.faults = faults or Faults(rules, Random(seed))
+        faults = faults or Faults(rules, Random(seed))
         settings = VastSettings(
             api_key=api_key,
             list_lag_s=list_lag_s,
             throttle=throttle,
             account_id=account_id,
         )
-        self.inner = InProcessTransport(vast_app(self.world, self.faults, settings))
-        self.requests: list[tuple[str, str, bytes]] = []
-        """Method, path and body of everything that reached the market."""
-
-    @property
-    def live(self) -> list[Contract]:
-        """Contracts that cost money now."""
-        return self.world.leaked()
-
-    def rents(self) -> int:
-        """How many contracts were ever made."""
-        return len(self.world.contracts)
+        super().__init__(world, faults, vast_app(world, faults, settings))
 
 
-class _Wire(httpx2.AsyncBaseTransport):
+class Wire(httpx2.AsyncBaseTransport):
     """One client's connections: to the market, and to what runs on rented machines."""
 
-    def __init__(self, market: Market) -> None:
+    def __init__(self, market: Behind) -> None:
         self._market = market
         self.alive = True
-        self._serving: set[asyncio.Task[httpx2.Response]] = set()
+        self.serving: set[asyncio.Task[httpx2.Response]] = set()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if not self.alive:
@@ -125,7 +134,7 @@ class _Wire(httpx2.AsyncBaseTransport):
         task = asyncio.get_running_loop().create_task(
             self._market.inner.handle_async_request(request)
         )
-        self._serving.add(task)
+        self.serving.add(task)
         task.add_done_callback(self._served)
         await asyncio.wait([task])
         if not self.alive:
@@ -133,7 +142,7 @@ class _Wire(httpx2.AsyncBaseTransport):
         return task.result()
 
     def _served(self, task: asyncio.Task[httpx2.Response]) -> None:
-        self._serving.discard(task)
+        self.serving.discard(task)
         if not task.cancelled():
             task.exception()  # the client may have left before its connection was lost
 
@@ -153,8 +162,13 @@ class _Wire(httpx2.AsyncBaseTransport):
 class Client:
     """One life of the program, on a ledger that outlives it."""
 
-    def __init__(self, app: App, wire: _Wire) -> None:
+    def __init__(self, app: App, wire: Wire) -> None:
         self.app, self._wire = app, wire
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the market works on a call of this client."""
+        return bool(self._wire.serving)
 
     def kill(self) -> None:
         """Nothing of this client happens any more."""
@@ -185,11 +199,11 @@ class Client:
         except TimeoutError:
             return
 
-    async def look(self, times: int) -> None:
+    async def look(self, times: int, slug: str = "vastai") -> None:
         """Run so many ticks in this very coroutine, so that a cut falls into them."""
         for _ in range(times):
             with suppress(ProviderError):
-                await self.app.reconciler.tick("vastai")
+                await self.app.reconciler.tick(slug)
             await asyncio.sleep(5)
 
     async def release_everything(self) -> None:
@@ -215,23 +229,31 @@ async def client(
     key: str = API_KEY,
 ) -> AsyncIterator[Client]:
     """Start a client; leaving the block closes it politely unless it was killed."""
-    settings = load_settings(
-        {
-            "VASTAI_BASE_URL": BASE_URL,
-            "VASTAI_API_KEY": key,
-            "VASTAI_BILL_LAG_S": "0",
-            "VASTAI_SETTLE_S": str(settle_s),
-            "VASTAI_LATE_WINDOW_S": str(late_window_s),
-            "GP4U_ALLOW_LOOPBACK": "1",
-            "GP4U_DATABASE_URL": f"sqlite:///{ledger}",
-        },
-        ledger.parent,
-    )
-    wire = _Wire(market)
-    async with AsyncExitStack() as stack:
-        app = await stack.enter_async_context(
-            open_app(settings, clock=VirtualClock(), random=Random(seed), transport=wire)
-        )
+    environ = {
+        "VASTAI_BASE_URL": BASE_URL,
+        "VASTAI_API_KEY": key,
+        "VASTAI_BILL_LAG_S": "0",
+        "VASTAI_SETTLE_S": str(settle_s),
+        "VASTAI_LATE_WINDOW_S": str(late_window_s),
+    }
+    async with client_of(market, environ, ledger, seed=seed) as one:
+        yield one
+
+
+@asynccontextmanager
+async def client_of(
+    market: Behind, environ: Mapping[str, str], ledger: Path, *, seed: int
+) -> AsyncIterator[Client]:
+    """Start a client of any market, as its variables say."""
+    ours = {"GP4U_ALLOW_LOOPBACK": "1", "GP4U_DATABASE_URL": f"sqlite:///{ledger}"}
+    wire = Wire(market)
+    async with open_app(
+        load_settings({**environ, **ours}, ledger.parent),
+        clock=VirtualClock(),
+        random=Random(seed),
+        transport=wire,
+        registry=Registry(),
+    ) as app:
         yield Client(app, wire)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 from gp4u.errors import Gp4uError, ProviderError
+from gp4u.model import Demand, Workload
 from gp4u.rentals.rental import RentalState
 from gp4u.sim.faults import Faults, Rule
 from tests.laws import end, held_now, lost_without_cause
@@ -76,7 +77,7 @@ def live_through(
     try:
         return run_virtual(life, seed=seed)
     except (AssertionError, ExceptionGroup) as error:
-        raise Broken(f"seed {seed}: {_first(error)}") from error
+        raise Broken(f"seed {seed}: {first_of(error)}") from error
 
 
 async def _live(
@@ -85,7 +86,7 @@ async def _live(
     with suppress(TimeoutError):
         async with asyncio.timeout(life_s):
             parts: list[Callable[[], Awaitable[None]]] = [
-                _owner(one, f"cli:{n}", Random(random.getrandbits(32))) for n in range(2)
+                owner(one, f"cli:{n}", Random(random.getrandbits(32))) for n in range(2)
             ]
             await one.app.run(*parts, *([_watch(market, one)] if strict else []))
     faults = len(market.faults.fired)
@@ -99,7 +100,13 @@ async def _live(
     )
 
 
-def _owner(one: Client, name: str, random: Random) -> Callable[[], Awaitable[None]]:
+def owner(
+    one: Client,
+    name: str,
+    random: Random,
+    demand: Demand = DEMAND,
+    workload: Workload = WORKLOAD,
+) -> Callable[[], Awaitable[None]]:
     """Somebody who rents, uses, releases and does so again, whatever it is told."""
 
     async def want() -> None:
@@ -107,7 +114,7 @@ def _owner(one: Client, name: str, random: Random) -> Callable[[], Awaitable[Non
             patience_s = random.uniform(5, 600)
             with suppress(Gp4uError, TimeoutError):
                 async with asyncio.timeout(patience_s):
-                    await one.app.broker.rent(name, DEMAND, WORKLOAD)
+                    await one.app.broker.rent(name, demand, workload)
             await asyncio.sleep(random.uniform(1, 120))
             for rental in await one.app.ledger.open_rentals():
                 if rental.owner == name and rental.is_live:
@@ -138,7 +145,7 @@ def _watch(market: Market, one: Client) -> Callable[[], Awaitable[None]]:
     return look
 
 
-def _first(error: BaseException) -> str:
+def first_of(error: BaseException) -> str:
     """Return the text of the first law in a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gp4u.errors import Malformed, ProviderError, Refused, Throttled, Unavailable
 from gp4u.model import InstanceState, Requirements
 from gp4u.providers.http import Reply, decode, excerpt, harmless
-from gp4u.providers.vastai_replies import (
+from gp4u.providers.vastai.replies import (
     ListedOffer,
     ListReply,
     judge,

@@ -20,15 +20,15 @@ from msgspec.structs import replace
 
 from gp4u.errors import OfferGone, OutcomeUnknown
 from gp4u.model import Listing, Offer, RentalKey, Workload
-from gp4u.providers.contract import Query
-from gp4u.providers.vastai import VastAI
+from gp4u.providers.contract import Choose, Query
+from gp4u.providers.vastai.adapter import VastAI
 from gp4u.rentals import plan as plans
 from gp4u.rentals import reconcile
 from gp4u.rentals.ledger import Ledger
 from gp4u.rentals.plan import Action, Close, GiveUp, Policy, ReleaseOrphan
 from gp4u.rentals.rental import Rental, RentalState
 from gp4u.sim.faults import Rule
-from tests.contract.test_vastai_read_faults import (
+from tests.contract.vastai.test_read_faults import (
     test_an_empty_list_while_five_machines_are_held_concludes_nothing as hold_five,
 )
 from tests.property.test_crash import cuts, rent
@@ -60,7 +60,10 @@ def without_doubt(patch: pytest.MonkeyPatch) -> None:
     """A rent call whose reply was lost is sent again."""
     honest = VastAI.rent
 
-    async def twice(self: VastAI, offer: Offer, workload: Workload, key: RentalKey) -> str:
+    async def twice(
+        self: VastAI, offer: Offer, workload: Workload, key: RentalKey, *, choose: Choose | None
+    ) -> str:
+        del choose
         try:
             return await honest(self, offer, workload, key)
         except OutcomeUnknown:
@@ -128,7 +131,10 @@ def without_an_intent(patch: pytest.MonkeyPatch) -> None:
     async def later(self: Ledger, rental: Rental, decision: bytes) -> None:
         waiting.append((self, rental, decision))
 
-    async def rent_first(self: VastAI, offer: Offer, workload: Workload, key: RentalKey) -> str:
+    async def rent_first(
+        self: VastAI, offer: Offer, workload: Workload, key: RentalKey, *, choose: Choose | None
+    ) -> str:
+        del choose
         try:
             return await call(self, offer, workload, key)
         finally:
