@@ -5,20 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
-import ipaddress
 import random
 import re
-import socket
-import struct
 import traceback
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
-import httpx2
 import pytest
 
 from gp4u.errors import BadInput, Malformed, ProviderError, Throttled, Unavailable
@@ -26,119 +20,26 @@ from gp4u.providers.contract import Call
 from gp4u.providers.http import (
     MAX_BYTES,
     UNPACK_BYTES,
-    Http,
     Request,
     _trusted,
     _unpack,
     decode,
     excerpt,
     harmless,
-    may_connect,
 )
-from tests.unit.providers.scripted import KEY, Script, http_over
-
-MIB = 1024 * 1024
-
-
-class Wire:
-    """A raw TCP server on loopback: it reads a request's head and body, then follows its script."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.heads: list[str] = []
-        self.bodies: list[bytes] = []
-        self.sent = 0
-
-    @property
-    def connections(self) -> int:
-        """How many requests came in."""
-        return len(self.heads)
-
-
-Answer = Callable[[Wire, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def serving(answer: Answer) -> AsyncIterator[Wire]:
-    """Serve `answer` to every request; each has a connection of its own."""
-    wire = Wire()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            length = next(
-                (
-                    int(line.split(":")[1])
-                    for line in head.lower().split("\r\n")
-                    if "content-length:" in line
-                ),
-                0,
-            )
-            wire.bodies.append(await reader.readexactly(length))
-            wire.heads.append(head)
-            await answer(wire, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client left, as some tests want it to
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    wire.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server:
-        yield wire
-
-
-def replying(
-    body: bytes, *, status: str = "200 OK", headers: str = "", length: int | None = None
-) -> Answer:
-    """Return an answer that sends one whole reply and closes."""
-
-    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
-        size = len(body) if length is None else length
-        writer.write(
-            f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\nConnection: close\r\n".encode()
-        )
-        writer.write(f"{headers}\r\n".encode() + body)
-        await writer.drain()
-
-    return answer
-
-
-def reset(writer: asyncio.StreamWriter) -> None:
-    """Close a connection with RST instead of FIN."""
-    sock: socket.socket = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
-
-@asynccontextmanager
-async def client(**options: Any) -> AsyncIterator[Http]:
-    """Open an `Http` on real sockets and close it in the end."""
-    http = http_over(None, **options)
-    try:
-        yield http
-    finally:
-        await http.aclose()
-
-
-async def get(http: Http, url: str, *, safe: bool = True, **more: Any) -> bytes:
-    """Send a GET as the operation `offers`."""
-    return await http.send("offers", Call(method="GET", url=url), safe=safe, **more)
-
-
-async def caught(doing: Awaitable[object]) -> ProviderError:
-    """Return the provider error that something ends in."""
-    with pytest.raises(ProviderError) as info:
-        await doing
-    return info.value
-
-
-def closed_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
+from tests.unit.providers.loopback import (
+    MIB,
+    Wire,
+    bomb,
+    caught,
+    client,
+    closed_port,
+    get,
+    replying,
+    reset,
+    serving,
+)
+from tests.unit.providers.scripted import KEY, http_over
 
 
 async def test_a_refused_connection_is_known_not_to_have_sent_anything() -> None:
@@ -376,13 +277,6 @@ async def test_a_packing_that_was_not_asked_for_is_malformed() -> None:
         assert isinstance(await caught(get(http, wire.url)), Malformed)
 
 
-def bomb(size: int) -> bytes:
-    """Return `size` zero bytes, packed."""
-    pack = zlib.compressobj(level=1, wbits=31)
-    parts = [pack.compress(bytes(MIB)) for _ in range(size // MIB)]
-    return b"".join([*parts, pack.flush()])
-
-
 async def test_a_gzip_bomb_is_put_down_before_it_has_gone_off() -> None:
     """H18: 200 kB became 200 MB in the library's own decoder."""
     packed = bomb(256 * MIB)
@@ -552,166 +446,6 @@ async def test_the_observer_is_told_how_each_try_ended() -> None:
         ("vastai", "offers", Unavailable),
         ("vastai", "offers", Throttled),
     ]
-
-
-# Results: documents that the provider points to.
-
-
-async def test_a_result_is_fetched_without_the_key_once_it_is_there() -> None:
-    """H41: hosts upload logs late; the storage host is a stranger to our key."""
-
-    async def answer(wire: Wire, writer: asyncio.StreamWriter) -> None:
-        missing = wire.connections < 3
-        reply = replying(b"no such key", status="403 no") if missing else replying(b"line\xff\n")
-        await reply(wire, writer)
-
-    async with serving(answer) as wire, client(allow_loopback=True) as http:
-        assert await http.fetch_result(f"{wire.url}/a%2Fb.log?sig=x%3D&e=1") == "line\ufffd\n"
-    assert wire.heads[0].startswith("GET /a%2Fb.log?sig=x%3D&e=1 HTTP/1.1\r\n")
-    assert wire.connections == 3
-    assert not [head for head in wire.heads if KEY in head or "authorization" in head.lower()]
-
-
-async def test_a_result_that_never_comes_is_empty_and_no_error() -> None:
-    """H41: no log is not an error."""
-    async with (
-        serving(replying(b"", status="404 no")) as wire,
-        client(allow_loopback=True) as http,
-    ):
-        assert await http.fetch_result(f"{wire.url}/1.log", deadline_s=0.3) == ""
-
-
-async def test_a_result_whose_host_cannot_be_reached_is_an_error() -> None:
-    """An empty log would look like a silent workload."""
-    async with client(allow_loopback=True) as http:
-        url = f"http://127.0.0.1:{closed_port()}/1.log"
-        error = await caught(http.fetch_result(url, deadline_s=0.3))
-    assert isinstance(error, Unavailable)
-
-
-async def test_a_result_that_leads_on_is_not_followed() -> None:
-    """S6: the second address was never checked."""
-    async with (
-        serving(replying(b"secret")) as inner,
-        serving(replying(b"", status="302 on", headers=f"Location: {inner.url}/\r\n")) as wire,
-        client(allow_loopback=True) as http,
-    ):
-        assert isinstance(await caught(http.fetch_result(wire.url)), Malformed)
-        assert inner.connections == 0
-
-
-async def test_a_result_is_bounded_like_a_reply() -> None:
-    """H18: a workload can print for ever."""
-    answer = replying(bomb(64 * MIB), headers="Content-Encoding: gzip\r\n")
-    async with serving(answer) as wire, client(allow_loopback=True) as http:
-        assert isinstance(await caught(http.fetch_result(wire.url)), Malformed)
-
-
-REFUSED_URLS = [
-    "http://127.0.0.1:9/x",
-    "https://127.0.0.1:9/x",
-    "https://[::1]/x",
-    "https://[::ffff:127.0.0.1]/x",
-    "https://10.1.2.3/x",
-    "https://192.168.1.1/x",
-    "https://172.16.0.1/x",
-    "https://100.64.0.1/x",
-    "https://169.254.169.254/latest/meta-data/",
-    "https://[fe80::1]/x",
-    "https://[fd00::1]/x",
-    "https://[64:ff9b::7f00:1]/x",
-    "https://0.0.0.0/x",
-    "https://224.0.0.1/x",
-    "http://8.8.8.8/x",
-    "ftp://8.8.8.8/x",
-    "file:///etc/passwd",
-    "https://user:secret@8.8.8.8/x",
-    "https:///x",
-    "not a url",
-    "https://8.8.8.8:99999/x",
-    "https://8.8.8.8/" + "x" * 3000,
-    "",
-]
-
-
-@pytest.mark.parametrize("url", REFUSED_URLS, ids=lambda url: url[:40] or "empty")
-async def test_a_result_url_that_is_not_plain_https_to_a_public_address_is_refused(
-    url: str,
-) -> None:
-    """S6: it is foreign text, and would be fetched from inside our network."""
-    script = Script(httpx2.Response(200, text="secret"))
-    assert isinstance(await caught(http_over(script).fetch_result(url)), Malformed)
-    assert script.requests == []
-
-
-def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Let every name resolve to these addresses."""
-
-    async def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
-        kinds = [socket.AF_INET6 if ":" in a else socket.AF_INET for a in addresses]
-        return [
-            (k, socket.SOCK_STREAM, 6, "", (a, port)) for k, a in zip(kinds, addresses, strict=True)
-        ]
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-
-
-@pytest.mark.parametrize(
-    "addresses",
-    [("10.0.0.1",), ("127.0.0.1",), ("8.8.8.8", "10.0.0.1"), ("8.8.8.8", "fe80::1%2")],
-    ids=str,
-)
-async def test_a_name_that_resolves_to_a_private_address_is_refused(
-    monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
-) -> None:
-    """S6: the check is on the address, and one bad one among many spoils the name."""
-    resolving(monkeypatch, *addresses)
-    http = http_over(Script(httpx2.Response(200, text="secret")))
-    assert isinstance(await caught(http.fetch_result("https://logs.example/1")), Malformed)
-
-
-async def test_a_name_is_connected_to_at_the_address_that_was_checked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """S6: a second look-up could give another answer; certificate and `Host` stay the name's."""
-    resolving(monkeypatch, "8.8.8.8")
-    script = Script(httpx2.Response(200, text="log"))
-    assert await http_over(script).fetch_result("https://logs.example:8443/1?a=b") == "log"
-    (sent,) = script.requests
-    assert str(sent.url) == "https://8.8.8.8:8443/1?a=b"
-    assert sent.headers["host"] == "logs.example:8443"
-    assert sent.extensions["sni_hostname"] == "logs.example"
-    assert sent.headers["connection"] == "close", "its session must not serve the next name"
-    assert "authorization" not in sent.headers
-
-
-async def test_the_next_address_of_a_name_is_tried_where_one_cannot_be_reached(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Storage hosts publish IPv6 addresses that not every network can reach."""
-    resolving(monkeypatch, "2001:4860:4860::8888", "8.8.8.8")
-    script = Script(httpx2.ConnectError("unreachable"), httpx2.Response(200, text="log"))
-    assert await http_over(script).fetch_result("https://logs.example/1") == "log"
-    assert [r.url.host for r in script.requests] == ["2001:4860:4860::8888", "8.8.8.8"]
-
-
-def test_an_ipv6_address_that_stands_for_an_ipv4_one_is_judged_as_that() -> None:
-    """S6: else `::ffff:` would be a way round every rule."""
-
-    def may(text: str, **more: bool) -> bool:
-        return may_connect(ipaddress.ip_address(text), **more)
-
-    assert may("8.8.8.8")
-    assert may("2606:4700::1111")
-    assert may("::ffff:8.8.8.8")
-    assert not may("::ffff:10.0.0.1")
-    assert not may("2002:0a00:0001::1")
-    assert not may("2001:0:4136:e378:8000:63bf:3fff:fdd2")
-    assert not may("fec0::1")
-    assert not may("::1")
-    assert may("::1", allow_loopback=True)
-    assert may("::ffff:127.0.0.1", allow_loopback=True)
-    assert not may("10.0.0.1", allow_loopback=True)
 
 
 def test_foreign_text_cannot_steer_a_terminal() -> None:
