@@ -165,7 +165,7 @@ def test_a_real_sdl_with_volumes_gives_whole_groups_and_manifest() -> None:
     )
     manifest[0]["services"][0]["params"] = {
         "storage": [
-            {"name": "data", "mount": "/root/.cache", "readOnly": False},
+            {"name": "data", "mount": "/data/.cache", "readOnly": False},
             {"name": "shm", "mount": "/dev/shm", "readOnly": False},  # noqa: S108 - the sample's
         ]
     }
