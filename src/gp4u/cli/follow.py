@@ -10,10 +10,12 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
+from msgspec import structs
+
 from gp4u.cli.screen import Screen
 from gp4u.cli.shapes import money
 from gp4u.cli.views import hourly, name_of
-from gp4u.model import Decision
+from gp4u.model import Candidate, Decision
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.broker import (
     Decided,
@@ -67,8 +69,10 @@ class Follower:
                 self._say(f"asked too often; asking again in {seconds:.0f} s", "yellow")
             case PassedOver(provider, reason):
                 self._say(f"passing over {provider}: {reason}", "yellow")
-            case Intended(rental, _):
+            case Intended(rental, candidate):
                 self._started = self._now()
+                if self._log and self.decision is not None:
+                    log_selected(self._screen, self.decision, candidate)
                 # The key comes before the call: whatever happens next, it can be asked for.
                 offer = f"{rental.provider}/{rental.offer_id}"
                 cost = hourly(rental)
@@ -126,9 +130,15 @@ class Follower:
 
 
 def log_selection(screen: Screen, decision: Decision) -> None:
-    """Print the selection log beside the result."""
-    for line in selection_lines(decision, top=3):
-        screen.note(line, "bold" if "] Selected" in line else "")
+    """Print the selection log beside the result, but for its last line: nothing is launched yet."""
+    for line in selection_lines(decision, top=3)[:-1]:
+        screen.note(line)
+
+
+def log_selected(screen: Screen, decision: Decision, candidate: Candidate) -> None:
+    """Print the last line of the selection log, of the candidate that is really launched."""
+    chosen = structs.replace(decision, candidates=(candidate,))
+    screen.note(clean_line(selection_log(chosen, prefix=log_prefix(decision), top=0)[-1]), "bold")
 
 
 def selection_lines(decision: Decision, *, top: int) -> list[str]:

@@ -420,9 +420,10 @@ def _scored_line(candidate: Candidate) -> str:
     reliability = "reliability unknown" if known is None else f"{_percent(known, 1)} reliability"
     region = offer.region.code if offer.region else "-"
     gpu = _times(offer.gpu_count, _word(offer.gpu_model) or "-")
+    about = "~" if offer.estimated else ""
     return (
         f"  - Instance {_word(offer.offer_id)}: Score {candidate.score:.2f} "
-        f"({gpu}, {_money(offer.price_usd_per_hour)}/hr, {region}, {reliability})"
+        f"({gpu}, {about}{_money(offer.price_usd_per_hour)}/hr, {region}, {reliability})"
     )
 
 

@@ -13,8 +13,19 @@ from gp4u.cli.inside import harmless, new_lines
 from gp4u.cli.screen import Form, Screen
 from gp4u.cli.shapes import money, unexplained_json
 from gp4u.cli.views import age, gpus_of, price, show_offers, show_rental, show_rentals
-from gp4u.model import Endpoint, Instance, InstanceState, Region, RentalKey
-from gp4u.rentals.broker import Rented, Settled, Watched
+from gp4u.errors import BadInput
+from gp4u.model import (
+    Candidate,
+    Decision,
+    Demand,
+    Endpoint,
+    Instance,
+    InstanceState,
+    Region,
+    RentalKey,
+    Requirements,
+)
+from gp4u.rentals.broker import Decided, Intended, PassedOver, Rented, Settled, Watched
 from tests.unit.cli.paper import Paper
 from tests.unit.rentals.builders import AT, after, intended, offer
 
@@ -173,6 +184,23 @@ def test_the_follower_says_each_change_once_behind_a_pipe() -> None:
     lines = err.getvalue().splitlines()
     assert sum("not listed yet" in line for line in lines) == 2
     assert sum("http 503" in line for line in lines) == 1
+
+
+def test_only_what_is_launched_is_said_to_be() -> None:
+    """A market that cannot run the workload is passed over: its offer was the best and is not
+    launched."""
+    shown, _, err = screen(Form.JSON)
+    first, second = (
+        Candidate(offer=offer(offer_id=name), score=0.5, parts={}) for name in ("best", "next")
+    )
+    demand = Demand(requirements=Requirements())
+    decision = Decision(demand=demand, decided_at=AT, candidates=(first, second), rejections=())
+    follow = Follower(shown, now=lambda: AT)
+    follow(Decided(decision))
+    follow(PassedOver("vastai", BadInput("command", "...", "runs the image's own command")))
+    assert "launching" not in err.getvalue()
+    follow(Intended(intended("cli:june"), second))
+    assert "[VAST] Selected instance next - launching..." in err.getvalue().splitlines()
 
 
 @pytest.mark.parametrize(

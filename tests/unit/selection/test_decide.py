@@ -279,6 +279,12 @@ def test_the_selection_log_has_the_seeds_form() -> None:
     assert len(selection_log(decision, prefix="GP4U", top=1)) == 6
 
 
+def test_an_estimate_is_marked_in_the_selection_log() -> None:
+    """Where bids make the price, the log must not promise one."""
+    line = selection_log(decision_over(like("1", estimated=True)))[4]
+    assert "~$0.22/hr" in line
+
+
 def test_the_selection_log_ends_with_the_reasons_when_nothing_fits() -> None:
     """There is no instance to launch, and the reader has to know why."""
     lines = selection_log(decision_over(like("1", available=False)))
