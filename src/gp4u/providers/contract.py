@@ -157,8 +157,9 @@ def unfit(spec: ProviderSpec, offer: Offer, workload: Workload) -> BadInput | No
     can, title = spec.can, spec.title
     ports = [*workload.ports, *(port for each in workload.beside for port in each.ports)]
     commands = [workload.command, *(each.command for each in workload.beside)]
-    if any(commands) and Ability.COMMAND not in can:
-        return BadInput("command", "...", f"{title} runs the image's own command")
+    replaced = next((command for command in commands if command), None)
+    if replaced and Ability.COMMAND not in can:
+        return BadInput("command", replaced[0][:40], f"{title} runs the image's own command")
     if workload.beside and Ability.MULTI_CONTAINER not in can:
         return BadInput("containers", len(workload.beside) + 1, f"{title} runs one container")
     if ports and Ability.PORTS not in can:

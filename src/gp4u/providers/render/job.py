@@ -42,7 +42,11 @@ def job_body(
     if pin is None:
         raise BadInput("offer", offer.offer_id, "Render ties a job to a GPU type; this has none")
     if workload.command:
-        raise BadInput("command", "...", "Render runs the image's own entrypoint, without command")
+        raise BadInput(
+            "command",
+            workload.command[0][:40],
+            "Render runs the image's own entrypoint, without command",
+        )
     if workload.beside:
         raise BadInput("containers", len(workload.beside) + 1, "Render runs one container a job")
     if len(workload.ports) > MAX_PORTS:

@@ -108,7 +108,7 @@ class RenderLegacy(Provider):
             BadInput: the proposal has no way to say this workload.
         """
         if workload.command:
-            raise BadInput("command", "...", "the proposed API takes no command")
+            raise BadInput("command", workload.command[0][:40], "the proposed API takes no command")
         if workload.beside:
             raise BadInput("containers", len(workload.beside) + 1, "one container a job")
         if len(workload.ports) > MAX_PORTS:
