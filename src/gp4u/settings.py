@@ -19,6 +19,7 @@ from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -38,6 +39,7 @@ from gp4u.provider_settings import (
     default_values,
     provider_variables,
 )
+from gp4u.server_settings import ApiGroup, BudgetGroup, service
 from gp4u.variables import (
     HIDDEN,
     Entry,
@@ -55,13 +57,27 @@ from gp4u.variables import (
 
 ENV_FILES = (".env", "config.env")
 """Read from the working directory, the first before the second, both after the environment."""
+_DATABASES = "sqlite:///<path of a file> or postgresql://<user>:<password>@<host>/<database>"
+_PASSWORD = re.compile(r"(?<=//)[^/@\s]*(?=@)|(?<=[?&]password=)[^&#\s]*")
 
 
 def _database_url(value: str) -> str:
+    if re.fullmatch(r"postgres(ql)?://[^\s/?#]+/[^\s/?#]+(\?\S*)?", value):
+        return value
     path = value.removeprefix("sqlite:///")
     if path == value or not path or path == ":memory:" or "?" in path or "\x00" in path:
-        raise ValueError("sqlite:///<path of a file>; the ledger must outlive the process")
+        raise ValueError(f"{_DATABASES}; the ledger must outlive the process")
     return value
+
+
+def _passwords(url: str) -> list[str]:
+    """Return the passwords in a URL, as written and as meant."""
+    if "://" not in url:
+        return []
+    parts = urlsplit(url)
+    asked = [value for name, value in parse_qsl(parts.query) if name == "password"]
+    word = parts.password
+    return [*asked, *([word, unquote(word)] if word else [])]
 
 
 def _disorder(variable: str, value: float, bound: str) -> PydanticCustomError:
@@ -246,6 +262,8 @@ class Settings(BaseSettings):
     cache: CacheGroup = CacheGroup()
     retry: RetryGroup = RetryGroup()
     demand: DemandGroup = DemandGroup()
+    api: ApiGroup = ApiGroup()
+    budget: BudgetGroup = BudgetGroup()
     weights: Annotated[Mapping[str, float] | None, AfterValidator(_weights)] = None
     """Criterion to weight, all five, summing to 1; None: the model's default weights."""
 
@@ -256,7 +274,7 @@ class Settings(BaseSettings):
             "GP4U_DATABASE_URL",
             "URL",
             "the ledger",
-            allowed="sqlite:///<path of a file>",
+            allowed=_DATABASES,
             default="sqlite:///$XDG_DATA_HOME/gp4u/ledger.db",
         ),
     ]
@@ -311,6 +329,31 @@ class Settings(BaseSettings):
     port: Annotated[
         int, Field(ge=0, le=65_535), Variable("GP4U_PORT", "", "its port; 0 takes a free one")
     ] = 8000
+    price_history_days: Annotated[
+        int,
+        Field(ge=1, le=3650),
+        Variable("GP4U_PRICE_HISTORY_DAYS", "days", "how long prices are remembered"),
+    ] = 90
+    redis_url: Annotated[
+        str | None,
+        AfterValidator(service("redis", "rediss")),
+        Variable(
+            "GP4U_REDIS_URL",
+            "URL",
+            "shares the pace of calls between processes",
+            allowed="redis://[:<password>@]<host>[:<port>][/<number>]",
+        ),
+    ] = None
+    otlp_url: Annotated[
+        str | None,
+        AfterValidator(service("http", "https")),
+        Variable(
+            "GP4U_OTLP_URL",
+            "URL",
+            "takes traces, as OTLP over HTTP; none: no traces",
+            allowed="http(s)://<host>[:<port>][/<path>]",
+        ),
+    ] = None
     installation_secret: Annotated[
         Token, Variable("GP4U_INSTALLATION_SECRET", "", "signs our keys; none: made on first use")
     ] = None
@@ -371,16 +414,22 @@ class Settings(BaseSettings):
             value: Any = self
             for step in entry.paths[0]:
                 value = value[step] if isinstance(value, Mapping) else getattr(value, step)
+            text = shown(value)
+            if entry.unit == "URL":
+                text = _PASSWORD.sub(HIDDEN, text)
             origin = self.origin(entry.variable)
-            rows.append(Row(entry.variable, shown(value), origin, entry.unit, entry.meaning))
+            rows.append(Row(entry.variable, text, origin, entry.unit, entry.meaning))
         return rows
 
     def secrets(self) -> tuple[str, ...]:
         """Return every value that must never leave its place, for the log rim to hide."""
-        held = [self.installation_secret]
+        held = [self.installation_secret, self.api.token]
+        held += [token for _, token in self.api.granted]
         for each in self.providers.values():
             held += [each.api_key, each.api_secret]
-        return tuple(each.get_secret_value() for each in held if each)
+        urls = [self.database_url, self.otlp_url or "", self.redis_url or ""]
+        passwords = [word for url in urls for word in _passwords(url)]
+        return (*(each.get_secret_value() for each in held if each), *passwords)
 
 
 def variables(providers: Sequence[ProviderDefaults] = SEED_PROVIDERS) -> tuple[Entry, ...]:

@@ -148,7 +148,7 @@ BAD_VALUES = [
     ("VAST_MAX_PRICE_PER_HOUR", "1e999", "above 0"),
     ("VAST_RELIABILITY_SCORE", "95", "from 0 to 1"),
     ("VAST_MIN_GPU_MEMORY", "Infinity", "above 0"),
-    ("GP4U_DATABASE_URL", "postgresql://db/gp4u", "sqlite:///<path of a file>"),
+    ("GP4U_DATABASE_URL", "mysql://db/gp4u", "sqlite:///<path of a file>"),
     ("GP4U_DATABASE_URL", "sqlite:///:memory:", "sqlite:///<path of a file>"),
     ("GP4U_DATABASE_URL", "sqlite:///", "sqlite:///<path of a file>"),
     ("GP4U_LOG_FORMAT", "xml", "one of auto, json, console"),
