@@ -6,7 +6,8 @@ error, not a hang. The ready queue can be shuffled by a seed, which finds code t
 order that asyncio happens to keep. Threads are refused: a thread's time is real, and this is not.
 
 For code that stays in one process. Data that travels through a real socket arrives "too late"
-here, because the clock jumps while the kernel still carries it.
+here, because the clock jumps while the kernel still carries it; unless somebody says so in
+`outside`: as long as anything is in there the clock stands, and what is outside takes real time.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ T = TypeVar("T")
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 """The wall time of `VirtualClock` at loop time 0."""
+OUTSIDE_S = 30.0
+"""What is outside answers within so many real seconds."""
 
 
 class _JumpingSelector(selectors.BaseSelector):
     """Polls a real selector and never waits: it asks the loop to move its clock instead."""
 
-    def __init__(self, jump: Callable[[float], None]) -> None:
+    def __init__(self, jump: Callable[[float], None], outside: set[object]) -> None:
         self._real = selectors.DefaultSelector()
-        self._jump = jump
+        self._jump, self._outside = jump, outside
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return self._real.register(fileobj, events, data)
@@ -42,7 +45,12 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._real.select(0)
-        if ready:
+        if ready or timeout == 0:
+            return ready
+        if self._outside:
+            ready = self._real.select(OUTSIDE_S)
+            if not ready:
+                raise RuntimeError(f"nothing came from outside for {OUTSIDE_S} s")
             return ready
         if timeout is None:
             raise RuntimeError("deadlock: nothing is ready and no timer is set")
@@ -62,7 +70,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self, seed: int | None = None, *, start_s: float = 0.0) -> None:
         self._virtual_s = start_s
         self._shuffle = random.Random(seed).shuffle if seed is not None else None
-        super().__init__(_JumpingSelector(self._advance))
+        self.outside: set[object] = set()
+        """What is waited for in real time."""
+        super().__init__(_JumpingSelector(self._advance, self.outside))
 
     def time(self) -> float:
         return self._virtual_s
@@ -76,7 +86,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         # Private to asyncio, and of this shape since 3.4; `test_virtual_loop.py` notices a change.
         ready = self._ready  # type: ignore[attr-defined]  # not in the stubs, being private
-        if self._shuffle is not None and len(ready) > 1:
+        # asyncio's own sockets lean on its order: what is outside is not shuffled.
+        if self._shuffle is not None and len(ready) > 1 and not self.outside:
             handles = list(ready)
             self._shuffle(handles)
             ready.clear()
@@ -85,10 +96,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualClock:
-    """Wall time that keeps step with the running virtual loop."""
+    """Wall time that keeps step with the running virtual loop; `EPOCH` while none runs yet."""
 
     def now(self) -> datetime:
-        return EPOCH + timedelta(seconds=asyncio.get_running_loop().time())
+        try:
+            at = asyncio.get_running_loop().time()
+        except RuntimeError:  # what is built before a run begins is built at its beginning
+            at = 0.0
+        return EPOCH + timedelta(seconds=at)
 
 
 def run(coro: Coroutine[Any, Any, T], seed: int | None = None) -> T:

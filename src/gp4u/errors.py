@@ -3,6 +3,7 @@
     Gp4uError
       BadInput                 a value is out of bounds; names field, value, bound
         UnknownGpu             no such GPU model; carries the nearest names
+        NoSuch                 nothing has this name; carries the known ones
         SettingsError          variables are bad; carries every one      -> the start stops
       ProviderError            carries provider, operation, detail
         Unavailable            transport, 5xx, timeout of a safe call   -> backoff; breaker counts
@@ -16,12 +17,16 @@
         OutcomeUnknown         the rent may have worked                 -> reconcile alone
         InstanceAbsent         already gone                             -> success for release
       NoneHealthy              nobody to hand work to; says who is not -> the caller waits
+      MarketClosed             a market that is not open to us, and why -> the caller prints why
+      BudgetRefused            renting would break a budget             -> nothing was sent
       NothingFits              no candidate; carries the decision       -> the caller prints why
       OwnerHasRental           a second live rental for one owner       -> caller shows the first
       IllegalMove              a bug, or a stale copy of a rental       -> loud at its rim
       StaleRental              somebody else moved the rental first     -> re-read, decide again
       LedgerLocked             another process holds the ledger         -> exit code 8
       LedgerUnusable           corrupt, read-only, full or too new      -> no intent, so no rent
+      ServerUnavailable        the GP4U server does not answer as one   -> the command line says so
+      ServerDenied             it wants another token                   -> the command line says so
 
 An expected answer is a value (`Rejection`), not an exception. Provider errors are raised in
 `providers/`, `CircuitBreakerOpen` and `RateLimitExceeded` in `resilience/`.
@@ -56,6 +61,20 @@ class UnknownGpu(BadInput):
         self.nearest = nearest
         hint = f"did you mean {', '.join(nearest)}?" if nearest else "no known name is close to it"
         super().__init__(field, value, f"unknown GPU model; {hint}")
+
+
+class NoSuch(BadInput):
+    """Nothing has this name: no provider, rental, offer or decision; `known` are names there are.
+
+    `known` may be empty where there are too many, or none.
+    """
+
+    def __init__(
+        self, field: str, value: str, known: tuple[str, ...] = (), *, hint: str = ""
+    ) -> None:
+        self.known = known
+        told = f"known are {', '.join(known)}" if known else "there is none"
+        super().__init__(field, value, hint or told)
 
 
 class SettingsError(BadInput):
@@ -174,6 +193,26 @@ class NoneHealthy(Gp4uError):
         super().__init__(f"no provider is HEALTHY: {told or 'none is open'}")
 
 
+class MarketClosed(Gp4uError):
+    """A market that something needs is not open to us; `why` says what would open it."""
+
+    def __init__(self, provider: str, why: str) -> None:
+        self.provider, self.why = provider, why
+        super().__init__(f"{provider} is closed: {why}")
+
+
+class BudgetRefused(Gp4uError):
+    """Renting would break a budget of the operator's; nothing was sent.
+
+    `budget` is the variable that sets it, `would_be` what the total would come to, `bound` its
+    limit; both in the variable's unit.
+    """
+
+    def __init__(self, budget: str, would_be: str, bound: str) -> None:
+        self.budget, self.would_be, self.bound = budget, would_be, bound
+        super().__init__(f"{budget}: renting this would make it {would_be}, and it allows {bound}")
+
+
 class NothingFits(Gp4uError):
     """No offer passes the demand's hard bounds; `decision` explains each rejection."""
 
@@ -208,3 +247,18 @@ class LedgerLocked(Gp4uError):
 
 class LedgerUnusable(Gp4uError):
     """The ledger cannot be trusted with an intent: corrupt, read-only, full, or too new."""
+
+
+class ServerUnavailable(Gp4uError):
+    """The GP4U server that does our work cannot be asked: not there, too busy, or none at all.
+
+    `sent` is True where the request may have reached it, so that nobody knows what came of it.
+    """
+
+    def __init__(self, detail: str, *, sent: bool = False) -> None:
+        self.sent = sent
+        super().__init__(detail)
+
+
+class ServerDenied(Gp4uError):
+    """The GP4U server that does our work wants a token, or another one."""

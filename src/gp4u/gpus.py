@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gp4u.errors import UnknownGpu
+from gp4u.errors import BadInput, UnknownGpu
 
 # Memory decides among cards of one name. Drivers report up to 7 % less than is sold (24,564 MB for
 # 24 GB), and up to 9 % less where error correction takes its share (22,731 MB on an A10G).
@@ -343,9 +343,25 @@ def wanted(text: str, field: str = "gpu") -> tuple[str, ...]:
     else:
         plain = {entry.base for entry in entries if entry.gpu.model == entry.base}
         entries = [e for e in entries if e.gpu.model == e.base or e.base not in plain]
-    if not entries:
-        raise UnknownGpu(field, text, _nearest(key))
-    return tuple(entry.gpu.model for entry in entries)
+    if entries:
+        return tuple(entry.gpu.model for entry in entries)
+    if model := _called(text):
+        return (model,)
+    raise UnknownGpu(field, text, _nearest(key))
+
+
+def one(text: str, field: str = "gpu") -> str:
+    """Return the one canonical model that a user's word stands for.
+
+    Raises:
+        UnknownGpu: as `wanted`. BadInput: it stands for several; they are named.
+    """
+    meant = wanted(text, field)
+    if len(meant) == 1:
+        return meant[0]
+    if (model := _called(text)) in meant:  # some are called what their whole family is called
+        return model
+    raise BadInput(field, text, f"stands for several models: {', '.join(meant)}; name one")
 
 
 def sold_names(model: str) -> tuple[str, ...]:
@@ -398,6 +414,13 @@ def _with_memory(entry: _Entry, vram_gib: int) -> Gpu:
     """The same chip with memory that it is not sold with: rebuilt cards, slices, new variants."""
     model = f"{entry.base} {vram_gib}GB"
     return msgspec.structs.replace(entry.gpu, model=model, vram_gib=float(vram_gib))
+
+
+def _called(text: str) -> str | None:
+    """Return the model of exactly this name, but for case and spaces: `TeslaP40`."""
+    plain = "".join(text.lower().split())
+    named = (model for model in _catalog().by_model if "".join(model.lower().split()) == plain)
+    return next(named, None)
 
 
 def _fits(gpu: Gpu, vram_mb: float) -> bool:

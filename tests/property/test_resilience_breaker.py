@@ -40,8 +40,16 @@ class History:
         self.until = 0.0
         self.failed_trials = 0
         self.trips = 0
+        self.opened: list[tuple[float, float]] = []
+        self.outage: float | None = None
+
+    def open_s(self, at: float) -> float:
+        """Sum every OPEN anew; one that was reset has its end moved there."""
+        return sum(max(0.0, min(at, until) - since) for since, until in self.opened)
 
     def begin(self, state: BreakerState) -> None:
+        if state is BreakerState.CLOSED:
+            self.outage = None
         self.state, self.period = state, self.period + 1
         self.results, self.out = [], 0
 
@@ -52,6 +60,8 @@ class History:
     def trip(self, at: float) -> None:
         self.trips += 1
         self.until = at + min(10.0 * 2**self.failed_trials, 35.0)
+        self.opened.append((at, self.until))
+        self.outage = at if self.outage is None else self.outage
         self.begin(BreakerState.OPEN)
 
     def judge(self, result: str, at: float) -> None:
@@ -139,8 +149,11 @@ class BreakerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.period % 5 == 4)
     @rule()
     def reset(self) -> None:
-        self.breaker.reset()
+        self.breaker.reset(self.at)
         self.model.failed_trials = 0
+        if self.model.opened:
+            since, until = self.model.opened[-1]
+            self.model.opened[-1] = (since, min(until, self.at))
         self.model.begin(BreakerState.CLOSED)
 
     @invariant()
@@ -151,6 +164,8 @@ class BreakerMachine(RuleBasedStateMachine):
         assert stats.trip_count == model.trips
         assert stats.success_count == self.answers
         assert stats.retry_in_s <= 35.0
+        assert stats.open_s == model.open_s(self.at)
+        assert stats.opened_at == model.outage
 
 
 def test_the_breaker_never_disagrees_with_its_history() -> None:

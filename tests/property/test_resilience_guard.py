@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gp4u.errors import Malformed, ProviderError, Throttled, Unavailable
 from gp4u.resilience.bucket import Pace
-from gp4u.resilience.guard import build_guard
+from gp4u.resilience.guard import Guard, build_guard
 from tests.virtual_loop import VirtualClock, run_virtual
 
 PACES = {"search": Pace(calls=3, per_s=10.0), "rent": Pace(per_s=4.5, penalty_s=12.0)}
@@ -32,7 +32,7 @@ def crowd(seed: int, callers: int, trouble: float, *, safe: bool) -> Sighting:
     """Send random callers in; a share `trouble` of the answers are errors or never come."""
     dice, seen = Random(seed), Sighting()
 
-    async def one(number: int) -> None:
+    async def one(guard: Guard, number: int) -> None:
         endpoint = dice.choice(ENDPOINTS)
         await asyncio.sleep(dice.uniform(0.0, 60.0))
 
@@ -58,18 +58,18 @@ def crowd(seed: int, callers: int, trouble: float, *, safe: bool) -> Sighting:
             pass
 
     async def story() -> None:
+        guard = build_guard(
+            "vastai",
+            random=dice,
+            clock=VirtualClock(),
+            rate_per_min=60.0,
+            burst=10.0,
+            paces=PACES,
+        )
         async with asyncio.TaskGroup() as group:
             for number in range(callers):
-                group.create_task(one(number))
+                group.create_task(one(guard, number))
 
-    guard = build_guard(
-        "vastai",
-        random=dice,
-        clock=VirtualClock(),
-        rate_per_min=60.0,
-        burst=10.0,
-        paces=PACES,
-    )
     run_virtual(story, seed)
     return seen
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from gp4u.errors import UnknownGpu
-from gp4u.gpus import canonical, models, sold_names, wanted
+from gp4u.errors import BadInput, UnknownGpu
+from gp4u.gpus import canonical, models, one, sold_names, wanted
 
 
 def model_of(name: str, vram_mb: float | None = None, interface: str | None = None) -> str | None:
@@ -267,3 +267,19 @@ def test_published_numbers_are_plausible() -> None:
 def test_a_name_seen_before_is_answered_from_memory() -> None:
     """Five thousand rows of a search carry a few dozen names; parsing each would cost seconds."""
     assert canonical("RTX 4090", 24564) is canonical("RTX 4090", 24564)
+
+
+@pytest.mark.parametrize("model", [gpu.model for gpu in models()])
+def test_every_model_is_the_one_that_its_own_name_means(model: str) -> None:
+    """Three of them are called what their whole family is called."""
+    assert one(model) == model
+    assert one(model.replace(" ", "").lower()) == model
+
+
+def test_a_word_for_several_models_is_refused_where_one_is_needed() -> None:
+    """A price of all A100 together is the price of none of them."""
+    with pytest.raises(BadInput, match="A100 PCIe 40GB, A100 PCIe 80GB") as refused:
+        one("A100", "GPU")
+    assert refused.value.field == "GPU"
+    with pytest.raises(UnknownGpu, match="RTX 4090"):
+        one("RTX 4190")

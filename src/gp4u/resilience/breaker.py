@@ -15,6 +15,7 @@ What counts as a failure is not decided here but in `guard.py`, and so is whethe
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
@@ -91,6 +92,10 @@ class BreakerStats(msgspec.Struct, frozen=True, kw_only=True):
     """Loop time of the newest failure."""
     retry_in_s: float
     """Time to the next trial; 0 unless OPEN."""
+    open_s: float
+    """Seconds spent OPEN since the start of the process, trials not included."""
+    opened_at: float | None
+    """Loop time of the trip that began this outage; None while CLOSED. Failed trials keep it."""
 
 
 class Breaker:
@@ -111,6 +116,11 @@ class Breaker:
         self._success_count = 0
         self._trip_count = 0
         self._last_failure_at: float | None = None
+        self._opened_at: float | None = None
+        self._tripped_at = 0.0
+        self._was_open_s = 0.0
+        self.on_change: Callable[[BreakerState, BreakerState], None] | None = None
+        """Told the old and the new state after each move; it must not raise."""
 
     def admit(self, at: float, *, probe_ok: bool = True) -> Ticket | Refusal:
         """Say whether a call may be sent now.
@@ -123,6 +133,7 @@ class Breaker:
         if self._state is BreakerState.OPEN:
             if at < self._open_until:
                 return Refusal(self._open_until - at)
+            self._add_up(at)
             self._enter(BreakerState.HALF_OPEN)
         taken = len(self._trials) + self._trials_passed
         if not probe_ok or taken >= self.settings.half_open_max_calls:
@@ -167,8 +178,9 @@ class Breaker:
         """Give an admission back without a verdict: cancelled, throttled, or never sent."""
         self._trials.discard(ticket.trial)
 
-    def reset(self) -> None:
+    def reset(self, at: float) -> None:
         """Close by hand and forgive; the totals since the start stay."""
+        self._add_up(at)
         self._close()
 
     @property
@@ -192,6 +204,8 @@ class Breaker:
             trip_count=self._trip_count,
             last_failure_at=self._last_failure_at,
             retry_in_s=self._open_until - at if state is BreakerState.OPEN else 0.0,
+            open_s=self._was_open_s + self._open_for_s(at),
+            opened_at=self._opened_at,
         )
 
     def _is_slow(self, took_s: float, deadline_s: float | None) -> bool:
@@ -217,18 +231,34 @@ class Breaker:
         self._open_until = at + min(
             first_s * 2**doublings, max(self.settings.max_timeout_s, first_s)
         )
+        self._tripped_at = at
+        if self._opened_at is None:
+            self._opened_at = at
         self._enter(BreakerState.OPEN)
+
+    def _open_for_s(self, at: float) -> float:
+        """Return how long this OPEN has lasted; one whose time is up ended when it was up."""
+        if self._state is not BreakerState.OPEN:
+            return 0.0
+        return max(0.0, min(at, self._open_until) - self._tripped_at)
+
+    def _add_up(self, at: float) -> None:
+        """Add an OPEN that ends now to the total; asked while the state is still OPEN."""
+        self._was_open_s += self._open_for_s(at)
 
     def _close(self) -> None:
         self._failed_trials = 0
         self._failure_count = 0
+        self._opened_at = None
         self._enter(BreakerState.CLOSED)
 
     def _enter(self, state: BreakerState) -> None:
         """Change the state and make every ticket of the old one late."""
-        self._state = state
+        old, self._state = self._state, state
         self._pass = Ticket(self._pass.generation + 1)
         self._trials.clear()
         self._trials_passed = 0
         self._window.clear()
         self._bad_in_window = 0
+        if self.on_change is not None and old is not state:
+            self.on_change(old, state)

@@ -113,7 +113,7 @@ class Window:
         if pace.calls < 1 or not pace.per_s > 0:
             raise ValueError("a pace needs at least 1 call and more than 0 seconds")
         self.pace = pace
-        self._span_s = pace.per_s + slack_s
+        self.span_s = pace.per_s + slack_s
         self._log: deque[float] = deque(maxlen=pace.calls)
         self._latest = float("-inf")
         self._not_before = float("-inf")
@@ -123,14 +123,14 @@ class Window:
     @property
     def interval_s(self) -> float:
         """Mean seconds per call at full speed."""
-        return self._span_s / self.pace.calls
+        return self.span_s / self.pace.calls
 
     def wait(self, at: float) -> float:
         """Return the seconds until the next call may leave; 0.0 if it may leave now."""
         at = self._now(at)
         free_at = self._not_before
         if len(self._log) == self._log.maxlen:
-            span_s = self._span_s if at >= self._slow_until else self._span_s * self._slowdown
+            span_s = self.span_s if at >= self._slow_until else self.span_s * self._slowdown
             free_at = max(free_at, self._log[0] + span_s)
         return free_at - at if free_at > at else 0.0
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
 from random import Random
@@ -41,6 +41,7 @@ from gp4u.errors import (
 from gp4u.resilience.backoff import Backoff, RetryQuota, retryable, sane_retry_after
 from gp4u.resilience.breaker import Breaker, BreakerSettings, BreakerState, BreakerStats, Ticket
 from gp4u.resilience.bucket import Bucket, BucketStats, Pace, Window
+from gp4u.resilience.shared import ALONE, SharedPace
 
 T = TypeVar("T")
 
@@ -85,6 +86,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """None while nothing was called."""
     p50_ms: float | None
     p95_ms: float | None
+    p99_ms: float | None
     breaker: BreakerStats
     last_failure_time: datetime | None
     """When the newest failure that the breaker counts came in; aware UTC."""
@@ -100,6 +102,22 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """The newest answer of at least one endpoint was that the key will not do."""
     last_error: str
     """Text of the newest provider error; empty if there was none."""
+    since: datetime
+    """When the guard was made, with which the counts begin; aware UTC."""
+    uptime: float
+    """Share of the time since then in which the breaker was not OPEN, 0..1."""
+    shared: bool | None
+    """Whether other processes of the account are counted in; None where nothing is shared."""
+
+
+class _Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What the outcomes say; of response times, None throughout while there are none."""
+
+    success_rate: float
+    mean_ms: float | None
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
 
 
 class _Gate:
@@ -168,8 +186,12 @@ class Guard:
         random: Random,
         clock: Clock,
         max_wait_s: float = 30.0,
+        shared: SharedPace | None = None,
     ) -> None:
-        """`windows` is keyed by endpoint name; an endpoint without one has no pace of its own."""
+        """`windows` is keyed by endpoint name; an endpoint without one has no pace of its own.
+
+        With `shared`, all processes of the account keep these limits together as well.
+        """
         self.provider = provider
         self.max_wait_s = max_wait_s
         self._breaker = breaker
@@ -180,11 +202,17 @@ class Guard:
         self._quota = quota
         self._random = random
         self._clock = clock
+        self._shared = shared
         self._outcomes: deque[tuple[bool, float]] = deque(maxlen=OUTCOMES_KEPT)
+        self._seen: _Seen | None = None
         self._queued = 0
         self._denied_at: set[str] = set()
         self._last_error = ""
         self._last_failure_time: datetime | None = None
+        self._since = clock.now()
+        self.on_change: Callable[[str, str], None] | None = None
+        """Told the breaker's old and new state whenever a call, or a reset by hand, moves it."""
+        breaker.on_change = self._breaker_moved
 
     async def call(
         self, fn: Callable[[], Awaitable[T]], *, endpoint: str, safe: bool, timeout_s: float
@@ -219,8 +247,7 @@ class Guard:
     @property
     def success_rate(self) -> float:
         """0..1 of the newest outcomes; 1.0 while there are none."""
-        outcomes = self._outcomes
-        return sum(ok for ok, _ in outcomes) / len(outcomes) if outcomes else 1.0
+        return self._look().success_rate
 
     @property
     def is_healthy(self) -> bool:
@@ -229,23 +256,25 @@ class Guard:
         return self._breaker.is_closed and not self._denied_at and good
 
     def reset_breaker(self) -> None:
-        """Close the breaker by hand."""
-        self._breaker.reset()
+        """Close the breaker by hand; must be called inside the event loop."""
+        self._breaker.reset(asyncio.get_running_loop().time())
 
     def health(self) -> Health:
         """Return the health at this moment; must be called inside the event loop."""
         at = asyncio.get_running_loop().time()
         breaker = self._breaker.stats(at)
         bucket = self._bucket.stats(at) if self._bucket is not None else None
-        took_ms = sorted(took_s * 1000.0 for _, took_s in self._outcomes)
+        took = self._look()
+        lived_s = max((self._clock.now() - self._since).total_seconds(), breaker.open_s)
         return Health(
             provider=self.provider,
             status=self._status(breaker.state),
-            success_rate=self.success_rate,
-            calls=len(took_ms),
-            avg_response_time_ms=sum(took_ms) / len(took_ms) if took_ms else None,
-            p50_ms=_nearest_rank(took_ms, 0.50),
-            p95_ms=_nearest_rank(took_ms, 0.95),
+            success_rate=took.success_rate,
+            calls=len(self._outcomes),
+            avg_response_time_ms=took.mean_ms,
+            p50_ms=took.p50_ms,
+            p95_ms=took.p95_ms,
+            p99_ms=took.p99_ms,
             breaker=breaker,
             last_failure_time=self._last_failure_time,
             rate_limit=bucket,
@@ -254,7 +283,27 @@ class Guard:
             retry_tokens=self._quota.tokens,
             denied=bool(self._denied_at),
             last_error=self._last_error,
+            since=self._since,
+            uptime=1.0 - breaker.open_s / lived_s if lived_s > 0.0 else 1.0,
+            shared=None if self._shared is None else self._shared.is_up,
         )
+
+    def _breaker_moved(self, old: BreakerState, new: BreakerState) -> None:
+        if self.on_change is None:
+            return
+        try:
+            self.on_change(str(old), str(new))
+        except Exception:
+            # A rim: a listener's bug must not become the outcome of a call that may cost money.
+            import structlog  # 60 ms that only a process in trouble has to pay
+
+            log = structlog.get_logger()
+            log.exception("listener_failed", provider=self.provider)
+
+    def _look(self) -> _Seen:
+        if self._seen is None:  # sorting is worth it once per outcome, not once per reader
+            self._seen = _seen(self._outcomes)
+        return self._seen
 
     def _status(self, state: BreakerState) -> HealthStatus:
         if state is BreakerState.OPEN or self._denied_at:
@@ -273,6 +322,9 @@ class Guard:
         if ticket is None:
             ticket = await self._enter_in_turn(gate, safe)
             began = now()
+        if self._shared is not None:
+            ticket = await self._enter_among_all(self._shared, ticket, gate, safe)
+            began = now()
         limit = _Deadline(loop, began + timeout_s)
         try:
             with limit:
@@ -285,6 +337,8 @@ class Guard:
             raise late from error
         except ProviderError as error:
             self._judge(error, ticket, gate, now(), began, timeout_s)
+            if self._shared is not None and isinstance(error, Throttled):
+                await self._keep_all_off(self._shared, gate, error)
             raise
         except BaseException:  # cancelled, or a bug: says nothing about the provider
             self._breaker.abandon(ticket)
@@ -323,6 +377,37 @@ class Guard:
             raise RateLimitExceeded(self.provider, gate.endpoint, retry_in_s=wait_s) from None
         finally:
             gate.waiting -= 1
+
+    async def _enter_among_all(
+        self, shared: SharedPace, ticket: Ticket, gate: _Gate, safe: bool
+    ) -> Ticket:
+        """Wait for the turn that all processes of the account together leave to this call."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + self.max_wait_s
+        try:
+            turn = await shared.take(
+                gate.endpoint, self._bucket, gate.window, patience_s=self.max_wait_s
+            )
+        except BaseException:  # cancelled
+            self._breaker.abandon(ticket)
+            raise
+        if turn.wait_s <= 0.0:
+            return ticket
+        self._breaker.abandon(ticket)  # a trial's place is not for those who stand in line
+        self._queued += 1
+        while turn.wait_s > 0.0:
+            self._refuse_beyond(deadline, now() + turn.wait_s, gate)
+            await asyncio.sleep(turn.wait_s)
+            turn = await shared.take(
+                gate.endpoint,
+                self._bucket,
+                gate.window,
+                patience_s=deadline - now(),
+                mark=turn.mark,
+            )
+        if turn is ALONE:  # it fell silent meanwhile; what was taken here is long paid back
+            return self._enter_at_once(gate, safe, now()) or await self._enter_in_turn(gate, safe)
+        return self._admit(gate, safe, now())
 
     def _expected_wait(self, gate: _Gate, at: float) -> float:
         """Estimate the wait from the length of the line; only to refuse early what is hopeless."""
@@ -371,6 +456,7 @@ class Guard:
         took_s = at - began
         self._breaker.success(ticket, at, took_s=took_s, deadline_s=timeout_s)
         self._outcomes.append((True, took_s))
+        self._seen = None
         if self._denied_at:
             self._denied_at.discard(gate.endpoint)
 
@@ -394,6 +480,7 @@ class Guard:
             case Unavailable() | Malformed() | OutcomeUnknown():
                 self._breaker.failure(ticket, at)
                 self._outcomes.append((False, at - began))
+                self._seen = None
                 self._last_failure_time = self._clock.now()
             case Denied():
                 self._answered(ticket, gate, at, began, timeout_s)
@@ -405,11 +492,15 @@ class Guard:
         """Let the endpoint rest after a 429, and halve its rate if nobody said for how long."""
         if gate.window is None:
             gate.window = Window(UNKNOWN_PACE, slack_s=PACE_SLACK_S)
-        pace = gate.window.pace
-        told_s = sane_retry_after(error.retry_after_s)
-        gate.window.penalise(at, max(told_s or 0.0, pace.per_s) + pace.penalty_s)
-        if told_s is None:
-            gate.window.slow_down(at, SLOW_DOWN_FOR_S)
+        rest_s, slow_for_s = _rest_after(error, gate.window.pace)
+        gate.window.penalise(at, rest_s)
+        if slow_for_s > 0.0:
+            gate.window.slow_down(at, slow_for_s)
+
+    async def _keep_all_off(self, shared: SharedPace, gate: _Gate, error: Throttled) -> None:
+        pace = UNKNOWN_PACE if gate.window is None else gate.window.pace
+        rest_s, slow_for_s = _rest_after(error, pace)
+        await shared.penalise(gate.endpoint, gate.window, rest_s=rest_s, slow_for_s=slow_for_s)
 
     def _pause_before_retry(self, error: ProviderError, tries: int, safe: bool) -> float | None:
         """Return the seconds to wait before the next try, or None if this one was the last."""
@@ -437,6 +528,7 @@ def build_guard(
     max_delay_s: float = 32.0,
     jitter_s: float = 1.0,
     max_wait_s: float = 30.0,
+    shared: SharedPace | None = None,
 ) -> Guard:
     """Build a provider's guard from its settings.
 
@@ -465,6 +557,25 @@ def build_guard(
         random=random,
         clock=clock,
         max_wait_s=max_wait_s,
+        shared=shared,
+    )
+
+
+def _rest_after(error: Throttled, pace: Pace) -> tuple[float, float]:
+    """Return for how long an endpoint rests after a 429, and for how long it is slow then."""
+    told_s = sane_retry_after(error.retry_after_s)
+    rest_s = max(told_s or 0.0, pace.per_s) + pace.penalty_s
+    return rest_s, SLOW_DOWN_FOR_S if told_s is None else 0.0
+
+
+def _seen(outcomes: Collection[tuple[bool, float]]) -> _Seen:
+    ordered = sorted(took_s * 1000.0 for _, took_s in outcomes)
+    return _Seen(
+        success_rate=sum(ok for ok, _ in outcomes) / len(outcomes) if outcomes else 1.0,
+        mean_ms=sum(ordered) / len(ordered) if ordered else None,
+        p50_ms=_nearest_rank(ordered, 0.50),
+        p95_ms=_nearest_rank(ordered, 0.95),
+        p99_ms=_nearest_rank(ordered, 0.99),
     )
 
 

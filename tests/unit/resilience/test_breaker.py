@@ -254,7 +254,7 @@ def test_a_late_success_does_not_end_a_newer_row() -> None:
     """That the provider worked before the outage is no news after it."""
     breaker = Breaker()
     early = admitted(breaker, 0.0)
-    breaker.reset()
+    breaker.reset(0.0)
 
     fail(breaker, 1.0, times=4)
     breaker.success(early, 1.0)
@@ -270,7 +270,7 @@ def test_a_reset_by_hand_closes_at_once_and_keeps_the_totals() -> None:
     fail(breaker, 0.0, times=5)
     fail(breaker, 60.0)
 
-    breaker.reset()
+    breaker.reset(61.0)
 
     stats = breaker.stats(61.0)
     assert stats.state is BreakerState.CLOSED
@@ -284,7 +284,7 @@ def test_a_new_state_begins_with_an_empty_window() -> None:
     """Twenty calls since the reset are judged, not twenty calls since ever."""
     breaker = Breaker()
     succeed(breaker, 0.0, times=20)
-    breaker.reset()
+    breaker.reset(0.0)
 
     for _ in range(9):
         fail(breaker, 0.0)
@@ -337,3 +337,58 @@ def test_settings_that_make_no_sense_are_refused(bad: dict[str, float]) -> None:
     """A breaker that opens on nothing, or never closes, is a bug in the making."""
     with pytest.raises(ValueError, match="must be"):
         BreakerSettings(**bad)  # type: ignore[arg-type]  # counts come as ints
+
+
+def test_open_time_is_counted_while_it_lasts_and_kept_when_it_is_over() -> None:
+    """Uptime is read from it, at any moment; an OPEN that nobody tried ends by the clock."""
+    breaker = Breaker()
+    fail(breaker, 10.0, times=5)
+
+    assert breaker.stats(10.0).open_s == 0.0
+    assert breaker.stats(35.0).open_s == 25.0
+    assert breaker.stats(500.0).open_s == 60.0
+    succeed(breaker, 500.0, times=3)
+    assert breaker.stats(600.0).open_s == 60.0
+    fail(breaker, 700.0, times=5)
+    breaker.reset(705.0)
+    assert breaker.stats(900.0).open_s == 65.0
+
+
+def test_an_outage_begins_with_its_first_trip_and_lasts_until_it_is_closed() -> None:
+    """Each failed trial opens anew, and "open for five minutes" must not start over with it."""
+    breaker = Breaker()
+    assert breaker.stats(0.0).opened_at is None
+
+    fail(breaker, 10.0, times=5)
+    fail(breaker, 70.0)
+    fail(breaker, 190.0)
+    assert breaker.stats(431.0).opened_at == 10.0
+    succeed(breaker, 431.0, times=3)
+
+    assert breaker.stats(431.0).opened_at is None
+    assert breaker.stats(431.0).open_s == 60.0 + 120.0 + 240.0
+
+
+def test_every_move_is_told_once_with_where_it_came_from() -> None:
+    """Who shows states as they change must not have to compare them himself."""
+    breaker = Breaker()
+    moves: list[tuple[str, str]] = []
+    breaker.on_change = lambda old, new: moves.append((str(old), str(new)))
+
+    breaker.reset(0.0)
+    fail(breaker, 0.0, times=5)
+    fail(breaker, 60.0)
+    refused_for(breaker, 61.0)
+    succeed(breaker, 180.0, times=3)
+    fail(breaker, 181.0, times=5)
+    breaker.reset(182.0)
+
+    assert moves == [
+        ("CLOSED", "OPEN"),
+        ("OPEN", "HALF_OPEN"),
+        ("HALF_OPEN", "OPEN"),
+        ("OPEN", "HALF_OPEN"),
+        ("HALF_OPEN", "CLOSED"),
+        ("CLOSED", "OPEN"),
+        ("OPEN", "CLOSED"),
+    ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
+import structlog
 
 from gp4u.errors import (
     CircuitBreakerOpen,
@@ -479,3 +480,102 @@ def test_below_seventy_percent_is_degraded() -> None:
         assert guard.health().last_error == "vastai offers"
 
     run_virtual(story)
+
+
+def test_the_slowest_of_a_hundred_show_in_the_tail() -> None:
+    """The 99th percentile is the second slowest of a hundred, and only of the newest hundred."""
+
+    async def story() -> None:
+        guard = guard_for_test(rate_per_min=None)
+        for took_s in [9.0] * 50 + [0.1] * 97 + [1.0, 2.0, 3.0]:
+            await ask(guard, Market(took_s=took_s))
+        health = guard.health()
+        assert (health.p50_ms, health.p95_ms, health.p99_ms) == pytest.approx((100, 100, 2000))
+
+        await ask(guard, Market(took_s=4.0))
+        assert guard.health().p99_ms == pytest.approx(3000)
+
+    run_virtual(story)
+
+
+def test_uptime_is_the_share_of_time_in_which_calls_were_let_through() -> None:
+    """60 s OPEN of 240 s; while nobody tries, an OPEN still ends when its time is up."""
+
+    async def story() -> None:
+        await asyncio.sleep(1000.0)
+        guard = guard_for_test()
+        assert (guard.health().uptime, guard.health().since) == (
+            1.0,
+            EPOCH + timedelta(seconds=1000),
+        )
+
+        await asyncio.sleep(60.0)
+        await fail_times(guard, 5)
+        await asyncio.sleep(30.0)
+        assert guard.health().uptime == pytest.approx(60.0 / 90.0)
+        await asyncio.sleep(150.0)
+
+        assert guard.health().uptime == pytest.approx(180.0 / 240.0)
+
+    run_virtual(story)
+
+
+def test_uptime_stays_a_share_when_the_wall_clock_steps_back() -> None:
+    """A corrected clock must not make it negative, or more than all."""
+
+    async def story() -> None:
+        now = [EPOCH]
+
+        class Stepping:
+            def now(self) -> datetime:
+                return now[0]
+
+        guard = guard_for_test(clock=Stepping())
+        await fail_times(guard, 5)
+        await asyncio.sleep(30.0)
+        now[0] = EPOCH - timedelta(days=1)
+
+        assert guard.health().uptime == 0.0
+
+    run_virtual(story)
+
+
+def test_a_listener_is_told_of_every_move_a_call_or_a_hand_makes() -> None:
+    """The event stream shows a provider going and coming back without asking all the time."""
+
+    async def story() -> None:
+        guard = guard_for_test()
+        moves: list[tuple[str, str]] = []
+        guard.on_change = lambda old, new: moves.append((old, new))
+
+        await fail_times(guard, 5)
+        await asyncio.sleep(61.0)
+        assert moves == [("CLOSED", "OPEN")]
+        await ask(guard, Market())
+        assert moves == [("CLOSED", "OPEN"), ("OPEN", "HALF_OPEN")]
+        guard.reset_breaker()
+        guard.reset_breaker()
+
+        assert moves[2:] == [("HALF_OPEN", "CLOSED")]
+
+    run_virtual(story)
+
+
+def test_a_listeners_bug_does_not_become_the_outcome_of_a_call() -> None:
+    """A rent whose reply was lost must end as that, whoever stumbles over the news of a trip."""
+
+    def stumble(old: str, new: str) -> None:
+        raise KeyError(new)
+
+    async def story() -> None:
+        guard = guard_for_test(threshold=1)
+        guard.on_change = stumble
+        lost = OutcomeUnknown("vastai", "rent", key=RentalKey("gp4u-a-b"))
+
+        with pytest.raises(OutcomeUnknown):
+            await ask(guard, Market(lost), endpoint="rent", safe=False)
+        assert guard.health().breaker.state is BreakerState.OPEN
+
+    with structlog.testing.capture_logs() as logged:
+        run_virtual(story)
+    assert [(line["event"], line["provider"]) for line in logged] == [("listener_failed", "vastai")]
