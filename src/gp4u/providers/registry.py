@@ -41,6 +41,7 @@ from gp4u.providers.plugins import Plugins, installed
 from gp4u.providers.render.opening import OPENING as RENDER
 from gp4u.providers.vastai.opening import OPENING as VASTAI
 from gp4u.resilience.guard import Guard, build_guard
+from gp4u.resilience.shared import SharedLimits, SharedPace
 from gp4u.settings import Settings, load_settings
 
 BUILT_IN: Final = (VASTAI, IONET, AKASH, RENDER)
@@ -60,11 +61,15 @@ class OpenProviders(Struct, frozen=True):
     """Slug to a sentence that says why, and what to do about it."""
     logins: Mapping[str, str]
     """Slug to address and key in one text. Secret: only a digest of it may be kept."""
+    shared: SharedLimits | None = None
+    """Where the pace of calls is shared with other processes; None: nowhere."""
 
     async def aclose(self) -> None:
         """Close every connection."""
         for provider in self.providers.values():
             await provider.aclose()
+        if self.shared is not None:
+            await self.shared.aclose()
 
 
 class Registry:
@@ -210,7 +215,12 @@ def open_providers(
     transport: httpx2.AsyncBaseTransport | None = None,
     observe: Observe | None = None,
 ) -> OpenProviders:
-    """Open each of these markets that is enabled and has what it needs. Nothing is sent yet."""
+    """Open each of these markets that is enabled and has what it needs. Nothing is sent yet.
+
+    Raises:
+        BadInput: the pace is to be shared, and cannot be.
+    """
+    shared = SharedLimits(settings.redis_url) if settings.redis_url else None
     providers: dict[str, Provider] = {}
     guards: dict[str, Guard] = {}
     used: dict[str, ProviderSettings] = {}
@@ -222,7 +232,8 @@ def open_providers(
         if not own.enabled:
             disabled[spec.slug] = f"switched off by {spec.env}_ENABLED"
             continue
-        guard = _guard(settings, own, spec, clock=clock, random=random)
+        pace = shared.pace(spec.slug, key_of(own)) if shared is not None else None
+        guard = _guard(settings, own, spec, clock=clock, random=random, shared=pace)
         wire = _wire(settings, own, spec, guard, clock, random, transport, observe)
         try:
             if why := opening.lacks(own, spec):
@@ -237,7 +248,7 @@ def open_providers(
             continue
         guards[spec.slug], used[spec.slug], providers[spec.slug] = guard, own, provider
         logins[spec.slug] = f"{own.base_url} {key_of(own)}"
-    return OpenProviders(providers, guards, used, disabled, logins)
+    return OpenProviders(providers, guards, used, disabled, logins, shared)
 
 
 def _own(settings: Settings, spec: ProviderSpec) -> ProviderSettings:
@@ -262,7 +273,10 @@ def _wire(
     transport: httpx2.AsyncBaseTransport | None,
     observe: Observe | None,
 ) -> Wire:
-    """Return what makes a provider's ways out; the one without a part goes by `guard`."""
+    """Return what makes a provider's ways out; the one without a part goes by `guard`.
+
+    A part is not the account's, so nobody shares its pace.
+    """
 
     def make(
         judge: Judge, headers: Mapping[str, str], *, sign: Sign | None = None, part: str = ""
@@ -284,7 +298,13 @@ def _wire(
 
 
 def _guard(
-    settings: Settings, own: ProviderSettings, spec: ProviderSpec, *, clock: Clock, random: Random
+    settings: Settings,
+    own: ProviderSettings,
+    spec: ProviderSpec,
+    *,
+    clock: Clock,
+    random: Random,
+    shared: SharedPace | None = None,
 ) -> Guard:
     return build_guard(
         spec.slug,
@@ -300,4 +320,5 @@ def _guard(
         jitter_s=settings.retry.jitter_s,
         random=random,
         clock=clock,
+        shared=shared,
     )
