@@ -30,7 +30,7 @@ from gp4u.sim.faults import Faults, Kind, Rule
 from gp4u.testing import Held
 from tests.contract.conformance.dialects import AKASH, IONET, IONET_VMAAS, RENDER
 from tests.contract.conformance.simulated import Dialect, make_world
-from tests.simulated import Behind, Client, client_of
+from tests.simulated import Behind, Client, client_of, engine_of
 
 SMALLEST_USD = Decimal("0.000001")
 CREDIT_USD = Decimal(1000)
@@ -264,7 +264,7 @@ class Life:
     def __init__(self, place: Place, one: Client) -> None:
         self.place, self.one, self.phase, self.commits = place, one, "", 0
 
-        @sa.event.listens_for(one.app.ledger._engine, "commit")
+        @sa.event.listens_for(engine_of(one.app), "commit")
         def count(_connection: object) -> None:
             self.commits += 1
 

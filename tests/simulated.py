@@ -2,8 +2,9 @@
 
 `Market` outlives its clients as a real one does: a request that was sent takes effect whether or
 not the client still lives. `Client` is everything that `gp4u` is, built by the composition root on
-a real SQLite file. `cut` runs a coroutine up to its n-th await and then never again, which is what
-`kill -9` looks like from inside: no `except`, no `finally`.
+a real SQLite file, or on a real PostgreSQL under `patient()`. `cut` runs a coroutine up to its n-th
+await and then never again, which is what `kill -9` looks like from inside: no `except`, no
+`finally`.
 
 Everything runs on the virtual loop, so patience costs no time.
 """
@@ -27,6 +28,7 @@ from gp4u.errors import ProviderError
 from gp4u.model import Demand, HealthCheck, Port, Requirements, Workload
 from gp4u.providers.registry import Registry
 from gp4u.rentals import rental as rentals
+from gp4u.rentals.database import Sqlite
 from gp4u.rentals.rental import Rental
 from gp4u.settings import load_settings
 from gp4u.sim.contracts import Contract
@@ -36,11 +38,14 @@ from gp4u.sim.runtime import pretend
 from gp4u.sim.vastai.app import vast_app
 from gp4u.sim.vastai.gate import VastSettings
 from gp4u.sim.world import World
+from tests.patient import Killed, before_commits, hang_up
 from tests.virtual_loop import EPOCH, VirtualClock
 
 T = TypeVar("T")
 
 SETTLE_S, LATE_WINDOW_S = 5, 60
+NOWHERE = Path("/dev")
+"""A folder without settings."""
 API_KEY = "account-key-canary"
 BASE_URL = "http://127.0.0.1:9/api/v0"
 DEMAND = Demand(requirements=Requirements(gpu_models=("RTX 3090",), disk_gib=16, ports=1))
@@ -55,10 +60,6 @@ WORKLOAD = Workload(
 _frozen: list[object] = []
 """What was cut. Kept for ever: collecting it would run the `finally` that a killed process never
 reaches."""
-
-
-class Killed(BaseException):
-    """This client is dead; whatever it still tries does not happen."""
 
 
 class Behind:
@@ -173,9 +174,11 @@ class Client:
     def kill(self) -> None:
         """Nothing of this client happens any more."""
         self._wire.alive = False
-        engine = self.app.ledger._engine
+        if not isinstance(self.app.ledger.database, Sqlite):
+            hang_up(self.app.ledger.database)
+            return
 
-        @sa.event.listens_for(engine, "before_cursor_execute")
+        @sa.event.listens_for(engine_of(self.app), "before_cursor_execute")
         def dead(*_: object) -> None:
             raise Killed
 
@@ -183,13 +186,17 @@ class Client:
         """Die right before the n-th commit from now on."""
         count = 0
 
-        @sa.event.listens_for(self.app.ledger._engine, "commit")
-        def count_down(_connection: object) -> None:
+        def count_down(_connection: object = None) -> None:
             nonlocal count
             count += 1
             if count == number:
                 self.kill()
                 raise Killed
+
+        if isinstance(self.app.ledger.database, Sqlite):
+            sa.event.listen(engine_of(self.app), "commit", count_down)
+        else:
+            before_commits(self.app.ledger.database, count_down)
 
     async def settle(self, *, seconds: float = 400.0) -> None:
         """Reconcile as `serve` does, for so many virtual seconds."""
@@ -218,17 +225,27 @@ class Client:
         return everything, sum((rentals.cost_usd(r, at=at) for r in everything), Decimal(0))
 
 
+def engine_of(app: App) -> sa.Engine:
+    """Return what a client's ledger file is written through."""
+    database = app.ledger.database
+    assert isinstance(database, Sqlite)
+    return database.engine
+
+
 @asynccontextmanager
 async def client(
     market: Market,
-    ledger: Path,
+    ledger: Path | str,
     *,
     seed: int = 1,
     settle_s: int = SETTLE_S,
     late_window_s: int = LATE_WINDOW_S,
     key: str = API_KEY,
 ) -> AsyncIterator[Client]:
-    """Start a client; leaving the block closes it politely unless it was killed."""
+    """Start a client on a file, or on the ledger at a URL.
+
+    Leaving the block closes it politely unless it was killed.
+    """
     environ = {
         "VASTAI_BASE_URL": BASE_URL,
         "VASTAI_API_KEY": key,
@@ -242,13 +259,16 @@ async def client(
 
 @asynccontextmanager
 async def client_of(
-    market: Behind, environ: Mapping[str, str], ledger: Path, *, seed: int
+    market: Behind, environ: Mapping[str, str], ledger: Path | str, *, seed: int
 ) -> AsyncIterator[Client]:
     """Start a client of any market, as its variables say."""
-    ours = {"GP4U_ALLOW_LOOPBACK": "1", "GP4U_DATABASE_URL": f"sqlite:///{ledger}"}
+    url, folder = (
+        (ledger, NOWHERE) if isinstance(ledger, str) else (f"sqlite:///{ledger}", ledger.parent)
+    )
+    ours = {"GP4U_ALLOW_LOOPBACK": "1", "GP4U_DATABASE_URL": url}
     wire = Wire(market)
     async with open_app(
-        load_settings({**environ, **ours}, ledger.parent),
+        load_settings({**environ, **ours}, folder),
         clock=VirtualClock(),
         random=Random(seed),
         transport=wire,

@@ -48,8 +48,9 @@ def live_through(
     more: tuple[Rule, ...] = (),
     life_s: float = LIFE_S,
     strict: bool = True,
+    url: str | None = None,
 ) -> Outcome:
-    """Live one seed's life and judge it.
+    """Live one seed's life and judge it, on a ledger of its own in `folder` or at `url`.
 
     `more` rules come on top of the weather's. `strict=False` judges the end alone: for faults that
     outlast every honest patience, which no client can tell from absence while they last.
@@ -67,7 +68,7 @@ def live_through(
         market = Market(seed=seed, faults=faults, dead_start_ratio=0.03)
         async with client(
             market,
-            folder / f"{seed}.db",
+            url or folder / f"{seed}.db",
             seed=seed,
             settle_s=SETTLE_S,
             late_window_s=LATE_WINDOW_S,

@@ -15,7 +15,8 @@ import pytest
 
 from gp4u.rentals.rental import RentalState
 from gp4u.sim.faults import Rule
-from tests.simulated import DEMAND, WORKLOAD, Client, Cut, Killed, Market, client, cut
+from tests.patient import Killed
+from tests.simulated import DEMAND, WORKLOAD, Client, Cut, Market, client, cut
 from tests.virtual_loop import run_virtual
 
 TO_THE_CENT_OF_A_CENT = Decimal("0.000001")
@@ -32,7 +33,7 @@ async def rent_and_release(one: Client) -> None:
     await one.app.broker.release(rental.key)
 
 
-async def recover(market: Market, ledger: Path, *, rents: int = 1) -> None:
+async def recover(market: Market, ledger: Path | str, *, rents: int = 1) -> None:
     """Start anew, reconcile, check the laws, release, check the books."""
     async with client(market, ledger, seed=2) as again:
         await again.settle()

@@ -34,7 +34,8 @@ from tests.market_lives import (
     release_everything,
     worth_a_cut,
 )
-from tests.simulated import Client, Cut, Killed, cut
+from tests.patient import Killed
+from tests.simulated import Client, Cut, cut
 from tests.virtual_loop import run_virtual
 
 DEAD_S = 37.0

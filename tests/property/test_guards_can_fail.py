@@ -24,6 +24,7 @@ from gp4u.providers.contract import Choose, Query
 from gp4u.providers.vastai.adapter import VastAI
 from gp4u.rentals import plan as plans
 from gp4u.rentals import reconcile
+from gp4u.rentals.budget import Budget
 from gp4u.rentals.ledger import Ledger
 from gp4u.rentals.plan import Action, Close, GiveUp, Policy, ReleaseOrphan
 from gp4u.rentals.rental import Rental, RentalState
@@ -128,7 +129,8 @@ def without_an_intent(patch: pytest.MonkeyPatch) -> None:
     write, call = Ledger.intend, VastAI.rent
     waiting: list[tuple[Ledger, Rental, bytes]] = []
 
-    async def later(self: Ledger, rental: Rental, decision: bytes) -> None:
+    async def later(self: Ledger, rental: Rental, decision: bytes, *, budget: Budget) -> None:
+        del budget
         waiting.append((self, rental, decision))
 
     async def rent_first(

@@ -21,6 +21,7 @@ from gp4u.book import Book
 from gp4u.clock import Clock
 from gp4u.errors import (
     BadInput,
+    BudgetRefused,
     CircuitBreakerOpen,
     Denied,
     NothingFits,
@@ -38,12 +39,12 @@ from gp4u.model import Candidate, Decision, Demand, Offer, RentalKey, Snapshot, 
 from gp4u.providers.contract import Ability, Call, Provider, Query, unfit
 from gp4u.providers.turns import in_turns
 from gp4u.rentals import rental as rentals
+from gp4u.rentals.budget import UNBOUND, Budget
 from gp4u.rentals.ledger import Ledger
 from gp4u.rentals.reconcile import Reconciler
 from gp4u.rentals.rental import Rental, RentalState
+from gp4u.rentals.shopping import Shopping
 
-MAX_ATTEMPTS: Final = 5
-"""Candidates tried for one rent before it gives up."""
 COOL_S: Final = 60.0
 """An offer that was gone is not tried again for so long."""
 ESTIMATE_HEADROOM: Final = Decimal("1.5")
@@ -125,7 +126,7 @@ Progress = (
 Tell = Callable[[Progress], None]
 
 
-def _silent(_progress: Progress) -> None:
+def silent(_progress: Progress) -> None:
     return
 
 
@@ -143,14 +144,20 @@ class Broker:
         random: Random,
         max_offer_age_s: float,
         allow_unlabelled: bool = False,
+        budget: Budget = UNBOUND,
+        encode: Callable[[Decision], bytes] | None = None,
     ) -> None:
-        """With `allow_unlabelled` markets are rented from whose listings do not carry our key."""
+        """With `allow_unlabelled` markets are rented from whose listings do not carry our key.
+
+        `encode` says how the decision behind a rental is stored, as JSON.
+        """
         self._providers, self._book, self._ledger = providers, book, ledger
         self._reconciler, self._clock, self._random = reconciler, clock, random
         self._max_offer_age_s, self._allow_unlabelled = max_offer_age_s, allow_unlabelled
+        self._budget, self._encode = budget, encode or _as_json
         self._cooling: dict[tuple[str, str], float] = {}
 
-    async def decide(self, demand: Demand, *, tell: Tell = _silent) -> Decision:
+    async def decide(self, demand: Demand, *, tell: Tell = silent) -> Decision:
         """Return the explained choice over the book's newest offers; changes nothing.
 
         Where all that was heard is that the markets were asked too often, they are asked again for
@@ -196,7 +203,7 @@ class Broker:
         workload: Workload,
         *,
         wait: bool = True,
-        tell: Tell = _silent,
+        tell: Tell = silent,
     ) -> Rental:
         """Rent the best offer that can be had; return the rental once its workload answers.
 
@@ -207,6 +214,7 @@ class Broker:
             NothingFits: no offer passes the demand; nothing was sent.
             OwnerHasRental: the owner already has a live rental; nothing was sent.
             BadInput: no candidate's market can take this workload; nothing was sent.
+            BudgetRefused: every candidate that was left would break the budget.
             OutcomeUnknown: patience ended without a sign of the instance; it is being sought. Or
                 the market cannot list by key, and only a person can look; no other was rented.
             ProviderError: every candidate came to nothing; the last reason.
@@ -215,47 +223,24 @@ class Broker:
         tell(Decided(decision))
         if decision.best is None:
             raise NothingFits(decision)
-        from gp4u.selection.decide import to_json  # as above
-
-        stored = msgspec.json.encode(to_json(decision, top=20, rejections=False))
-        failure: Exception | None = None
-        why: BadInput | None = None
-        passed_over: set[str] = set()
-        machines: set[tuple[str, str | None]] = set()
-        shut: set[str] = set()
-        tried: list[RentalKey] = []
-        may_cost: list[RentalKey] = []
+        stored = self._encode(decision)
+        shopping = Shopping()
         for candidate in decision.candidates:
-            machine = (candidate.offer.provider, candidate.offer.machine_id)
-            if candidate.offer.provider in shut:
-                continue
-            if self._is_cooling(candidate.offer) or (machine[1] and machine in machines):
-                continue
-            if len(tried) == MAX_ATTEMPTS:
+            offer = candidate.offer
+            if shopping.is_over:
                 break
-            sent = len(tried)
+            if self._is_cooling(offer) or not shopping.may_try(offer):
+                continue
             try:
                 rental = await self._attempt(
-                    owner, demand, workload, candidate, stored, tell, tried
+                    owner, demand, workload, candidate, stored, tell, shopping
                 )
-            except OwnerHasRental as error:
-                failure = error
-                break
-            except OutcomeUnknown as error:
-                failure = error  # it may run and cost: another one would be a second machine
-                break
             except BadInput as error:
-                why = why or error  # the best market's reason is the one that helps
-                if candidate.offer.provider not in passed_over:
-                    passed_over.add(candidate.offer.provider)
-                    tell(PassedOver(candidate.offer.provider, error))
+                if shopping.pass_over(offer.provider, error):
+                    tell(PassedOver(offer.provider, error))
                 continue
-            except ProviderError as error:
-                failure = error
-                if isinstance(error, Refused) and error.instance_id is not None:
-                    may_cost.append(tried[-1])
-                if len(tried) == sent or _shuts(error):
-                    shut.add(candidate.offer.provider)
+            except (BudgetRefused, OwnerHasRental, ProviderError) as error:
+                shopping.refused(offer, error)
                 continue
             if not wait:
                 return rental
@@ -264,15 +249,13 @@ class Broker:
                 tell(Settled(rental))
                 return rental
             tell(Dropped(rental, rental.reason))
-            machines.add(machine)
-            may_cost.append(rental.key)
-            failure = _failure(rental)
-        for key in may_cost:
+            shopping.dropped(offer, rental, _failure(rental))
+        for key in shopping.may_cost:
             await self.release(key, tell=tell)  # nobody else may be there to see it through
-        raise failure or why or NothingFits(decision)
+        raise shopping.failure or NothingFits(decision)
 
     async def release(
-        self, key: RentalKey, *, reason: str = "asked", wait: bool = True, tell: Tell = _silent
+        self, key: RentalKey, *, reason: str = "asked", wait: bool = True, tell: Tell = silent
     ) -> Rental:
         """Begin to release a rental, and wait for the proof that nothing is left of it.
 
@@ -342,12 +325,9 @@ class Broker:
         candidate: Candidate,
         stored: bytes,
         tell: Tell,
-        tried: list[RentalKey],
+        shopping: Shopping,
     ) -> Rental:
-        """Put the intent on disk, send the rent call once, record its outcome.
-
-        The key is added to `tried` as soon as its intent is on disk.
-        """
+        """Put the intent on disk, send the rent call once, record its outcome."""
         offer = candidate.offer
         provider = self._providers[offer.provider]
         policy = self._reconciler.policy(offer.provider)
@@ -365,8 +345,8 @@ class Broker:
             patience=policy.patience,
             epoch=self._ledger.epoch,
         )
-        await self._ledger.intend(intent, stored)
-        tried.append(key)
+        await self._ledger.intend(intent, stored, budget=self._budget)
+        shopping.intended(offer, key)
         tell(Intended(intent, candidate))
         try:
             instance_id = await provider.rent(
@@ -507,6 +487,12 @@ class Broker:
         return self._cooling.get(offer.id, 0.0) > asyncio.get_running_loop().time()
 
 
+def _as_json(decision: Decision) -> bytes:
+    from gp4u.selection.decide import to_json  # loaded by now: it was decided
+
+    return msgspec.json.encode(to_json(decision, top=20, rejections=False))
+
+
 def _pause_s(waited_s: float) -> float:
     """Return how long to wait before the next look: often at first, then every ten seconds."""
     return min(SLOWEST_POLL_S, max(FIRST_POLL_S, waited_s / 6))
@@ -517,12 +503,6 @@ def _patience_asked_s(snapshot: Snapshot) -> float:
     waits = [note.retry_in_s for note in snapshot.sources]
     known = [max(1.0, wait) for wait in waits if wait is not None]
     return min(known) if known and len(known) == len(waits) and not snapshot.offers else 0.0
-
-
-def _shuts(error: ProviderError) -> bool:
-    """Whether a market that failed so need not be tried again for this rent."""
-    no_credit = isinstance(error, Refused) and error.code == "insufficient_credit"
-    return no_credit or isinstance(error, (Denied, CircuitBreakerOpen, RateLimitExceeded))
 
 
 def _lost(rental: Rental) -> str:

@@ -1,41 +1,39 @@
-"""The ledger: what we rented, why, and what became of it. The only SQL of the project.
+"""The ledger: what we rented, why, and what became of it.
 
-Five tables: `installation` (who we are), `accounts` (which account each key is of), `rentals` (one
-row each, the newest state), `events` (every move, append only) and `decisions` (the explained
-choice behind each intent). Statements are SQLAlchemy Core, so that the same ones serve PostgreSQL;
-here they run on SQLite, in the loop's own thread: one writer, deterministic, and a commit of 0.2
-ms. Methods are coroutines because the other database will need it.
+What it promises, on either database:
 
-What it promises:
-
-- An intent is on disk (`synchronous=FULL`) when `intend` returns.
+- An intent is on disk when `intend` returns, and within the budget.
 - One live rental per owner, by a partial unique index and not by a check in Python.
 - A move is written only over the version and epoch that it was made from (`StaleRental` otherwise),
   so any number of processes may share one ledger.
 - Several processes may read and move; only one may be the loop that reconciles (`hold`).
+- Where the commit of an intent or a move was lost on its way, the row is read again: what is told
+  is what is on disk, or that nobody could tell.
+
+How a database is spoken to is in `database.py`, which tables there are in `schema.py`. What was
+asked with an idempotency key, and decisions that led to no rental, are kept by `requests.py`.
 """
 
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import hmac
-import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
-from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
 
-from gp4u.errors import BadInput, LedgerLocked, LedgerUnusable, OwnerHasRental, StaleRental
+from gp4u.errors import BadInput, LedgerUnusable, OwnerHasRental, StaleRental
 from gp4u.model import RentalKey
+from gp4u.rentals import requests, schema
+from gp4u.rentals.budget import DAY, UNBOUND, Budget
+from gp4u.rentals.database import CommitLost, Database, NotUnique, Session, open_database
 from gp4u.rentals.rental import (
     LIVE,
     Rental,
@@ -44,68 +42,10 @@ from gp4u.rentals.rental import (
     key_in,
     mint_key,
 )
+from gp4u.rentals.requests import Begun
+from gp4u.rentals.schema import accounts, decisions, events, installation, kept_decisions, rentals
 
-SCHEMA_VERSION: Final = 1
-BUSY_S: Final = 5.0
-"""How long a statement waits for another process's transaction before it fails."""
-
-_meta = sa.MetaData()
-_installation = sa.Table(
-    "installation",
-    _meta,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("secret", sa.LargeBinary, nullable=False),
-    sa.Column("schema_version", sa.Integer, nullable=False),
-    sa.Column("epoch", sa.Integer, nullable=False),
-)
-_rentals = sa.Table(
-    "rentals",
-    _meta,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("provider", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("instance_id", sa.Text),
-    sa.Column("intended_at", sa.Text, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.CheckConstraint(
-        "state IN ('intended','starting','running','releasing','released')", name="known_state"
-    ),
-)
-_one_live = sa.text("state IN ('intended', 'starting', 'running')")
-sa.Index(
-    "one_live_rental_per_owner",
-    _rentals.c.owner,
-    unique=True,
-    sqlite_where=_one_live,
-    postgresql_where=_one_live,
-)
-sa.Index("rentals_by_state", _rentals.c.state)
-_events = sa.Table(
-    "events",
-    _meta,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("key", sa.Text, nullable=False, index=True),
-    sa.Column("at", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
-)
-_accounts = sa.Table(
-    "accounts",
-    _meta,
-    sa.Column("provider", sa.Text, primary_key=True),
-    sa.Column("login", sa.LargeBinary, primary_key=True),
-    sa.Column("account", sa.Text, nullable=False),
-)
-_decisions = sa.Table(
-    "decisions",
-    _meta,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("at", sa.Text, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-)
+T = TypeVar("T")
 
 
 class LedgerEvent(msgspec.Struct, frozen=True):
@@ -116,16 +56,33 @@ class LedgerEvent(msgspec.Struct, frozen=True):
     text: str
 
 
+class LedgerMove(NamedTuple):
+    """One line of everybody's history; `id` grows with each."""
+
+    id: int
+    key: str
+    at: datetime
+    kind: str
+    text: str
+
+
+Hear = Callable[[int, str, datetime, str, str], None]
+"""Takes id, key, at, kind and text of an event."""
+
+
 class Ledger:
     """Rentals on disk; see the module's docstring for what it promises."""
 
-    def __init__(
-        self, engine: Engine, path: Path | None, *, installation: str, secret: bytes
-    ) -> None:
-        self._engine, self._path = engine, path
-        self._secret = secret
+    def __init__(self, database: Database, *, installation: str, secret: bytes) -> None:
+        self.database, self._secret = database, secret
         self.installation = installation
         self.epoch = 1
+        self.on_event: Hear | None = None
+        """Called after the commit with each event that this process wrote; it must not raise."""
+        self._runner = secrets.token_hex(8)
+        self._requests: set[str] = set()
+        """Idempotency keys that this process is at work on."""
+        self._holding = False
 
     def mint(self, random: Random) -> RentalKey:
         """Return a new key of this installation."""
@@ -139,56 +96,49 @@ class Ledger:
         """Whether a label carries a key of this software that another installation made."""
         return is_foreign_key(label, self.installation, self._secret)
 
+    def signing_key(self, purpose: str) -> bytes:
+        """Return a secret of this installation's for one purpose, the same after a restart."""
+        return hmac.new(self._secret, f"gp4u {purpose}".encode(), hashlib.sha256).digest()
+
     async def account_of(self, provider: str, login: str) -> str | None:
         """Return which account a login belongs to, or None where that was never asked."""
-        with self._reading() as db:
-            return db.execute(
-                sa.select(_accounts.c.account).where(
-                    _accounts.c.provider == provider, _accounts.c.login == self._print(login)
-                )
-            ).scalar()
+        query = sa.select(accounts.c.account).where(
+            accounts.c.provider == provider, accounts.c.login == self._print(login)
+        )
+        async with self.database.reading() as db:
+            found: str | None = (await db.execute(query)).scalar()
+        return found
 
     async def remember_account(self, provider: str, login: str, account: str) -> None:
         """Remember which account a login belongs to. Of the login itself only a digest is kept."""
-        with self._transaction() as db:
-            known = sa.and_(
-                _accounts.c.provider == provider, _accounts.c.login == self._print(login)
-            )
-            db.execute(sa.delete(_accounts).where(known))
-            db.execute(
-                sa.insert(_accounts).values(
-                    provider=provider, login=self._print(login), account=account
-                )
-            )
+        row = {"provider": provider, "login": self._print(login), "account": account}
+        known = sa.and_(accounts.c.provider == provider, accounts.c.login == row["login"])
+        async with self.database.writing() as db:
+            await db.execute(sa.delete(accounts).where(known))
+            await db.execute(sa.insert(accounts).values(**row))
 
-    async def intend(self, rental: Rental, decision: bytes) -> None:
+    async def intend(self, rental: Rental, decision: bytes, *, budget: Budget = UNBOUND) -> None:
         """Put an intent and the decision behind it on disk, durably, before money moves.
 
         Raises:
             OwnerHasRental: the owner already has a live rental.
+            BudgetRefused: it would break the budget.
             LedgerUnusable: it could not be written, so nothing may be rented.
         """
-        with self._transaction() as db:
-            live = db.execute(
-                sa.select(_rentals.c.key).where(
-                    _rentals.c.owner == rental.owner, _rentals.c.state.in_([s.value for s in LIVE])
-                )
-            ).scalar()
-            if live is not None:
-                raise OwnerHasRental(rental.owner, RentalKey(live))
-            db.execute(sa.insert(_rentals).values(**_row(rental)))
-            db.execute(
-                sa.insert(_decisions).values(
-                    key=rental.key, at=rental.intended_at.isoformat(), body=decision
-                )
-            )
-            self._note(
-                db,
-                rental.key,
-                rental.intended_at,
-                "intended",
-                f"{rental.provider} offer {rental.offer_id} at ${rental.price_usd_per_hour:.4f}/h",
-            )
+        event = None
+        try:
+            async with self.database.writing() as db:
+                event = await _write_intent(db, rental, decision, budget)
+        except NotUnique:
+            async with self.database.reading() as db:
+                live = await _live_of(db, rental.owner)
+            if live is None:
+                raise
+            raise OwnerHasRental(rental.owner, live) from None
+        except CommitLost:
+            if await self._reread(rental.key) is None:
+                raise LedgerUnusable(f"{rental.key}: the intent was lost on its way") from None
+        self._tell(event)
 
     async def move(
         self, before: Rental, after: Rental, *, at: datetime, kind: str = "", text: str = ""
@@ -197,35 +147,45 @@ class Ledger:
 
         Raises:
             StaleRental: the row changed since `before` was read, or the epoch is over.
+            LedgerUnusable: it could not be written.
         """
-        with self._transaction() as db:
-            written = db.execute(
-                sa.update(_rentals)
-                .where(
-                    _rentals.c.key == before.key,
-                    _rentals.c.version == before.version,
-                    _rentals.c.epoch == before.epoch,
+        event = None
+        if after.state is not before.state:
+            kind, text = kind or after.state.value, text or after.reason
+        try:
+            async with self.database.writing() as db:
+                written = await db.execute(
+                    sa.update(rentals)
+                    .where(
+                        rentals.c.key == before.key,
+                        rentals.c.version == before.version,
+                        rentals.c.epoch == before.epoch,
+                    )
+                    .values(**_row(after))
                 )
-                .values(**_row(after))
-            )
-            if written.rowcount != 1:
-                raise StaleRental(f"{before.key}: version {before.version} is not the newest")
-            if after.state is not before.state:
-                self._note(db, after.key, at, kind or after.state.value, text or after.reason)
-            elif kind:
-                self._note(db, after.key, at, kind, text)
+                if written.changed != 1:
+                    raise StaleRental(f"{before.key}: version {before.version} is not the newest")
+                if kind:
+                    event = await _note(db, after.key, at, kind, text)
+        except CommitLost:
+            found = await self._reread(before.key)
+            if found == before:
+                raise LedgerUnusable(f"{before.key}: the move was lost on its way") from None
+            if found != after:
+                raise StaleRental(f"{before.key}: somebody moved it meanwhile") from None
+        self._tell(event)
         return after
 
     async def note(self, key: str, kind: str, text: str, *, at: datetime) -> None:
         """Add a line to a rental's history that is not a move."""
-        with self._transaction() as db:
-            self._note(db, key, at, kind, text)
+        async with self.database.writing() as db:
+            event = await _note(db, key, at, kind, text)
+        self._tell(event)
 
     async def get(self, key: str) -> Rental | None:
         """Return the rental with this key, or None."""
-        with self._reading() as db:
-            body = db.execute(sa.select(_rentals.c.body).where(_rentals.c.key == key)).scalar()
-        return None if body is None else _decode(body)
+        async with self.database.reading() as db:
+            return await _get(db, key)
 
     async def find(self, word: str) -> list[Rental]:
         """Return the rentals that a person may mean: by key, start of key, owner, or instance id.
@@ -236,101 +196,182 @@ class Ledger:
         if exact is not None:
             return [exact]
         owned = [word, f"cli:{word}"]
-        with self._reading() as db:
-            bodies = db.execute(
-                sa.select(_rentals.c.body)
-                .where(
-                    sa.or_(
-                        _rentals.c.key.startswith(word, autoescape=True),
-                        _rentals.c.owner.in_(owned),
-                        _rentals.c.instance_id == word,
-                    )
+        found = await self._select(
+            sa.select(rentals.c.body)
+            .where(
+                sa.or_(
+                    rentals.c.key.startswith(word, autoescape=True),
+                    rentals.c.owner.in_(owned),
+                    rentals.c.instance_id == word,
                 )
-                .order_by(_rentals.c.intended_at.desc())
-            ).scalars()
-            found = [_decode(body) for body in bodies]
+            )
+            .order_by(rentals.c.intended_at.desc())
+        )
         return [r for r in found if r.is_open] or found
 
     async def open_rentals(self, provider: str | None = None) -> list[Rental]:
         """Return every rental that may still cost money, oldest first."""
-        return self._where(_rentals.c.state != RentalState.RELEASED.value, provider)
+        query = sa.select(rentals.c.body).where(rentals.c.state != RentalState.RELEASED.value)
+        if provider is not None:
+            query = query.where(rentals.c.provider == provider)
+        return await self._select(query.order_by(rentals.c.intended_at))
 
     async def all_rentals(self, *, limit: int = 100) -> list[Rental]:
         """Return the newest rentals of any state, newest first."""
-        with self._reading() as db:
-            bodies = db.execute(
-                sa.select(_rentals.c.body).order_by(_rentals.c.intended_at.desc()).limit(limit)
-            ).scalars()
-            return [_decode(body) for body in bodies]
+        query = sa.select(rentals.c.body).order_by(rentals.c.intended_at.desc())
+        return await self._select(query.limit(limit))
+
+    async def rentals_page(
+        self,
+        *,
+        limit: int,
+        after: tuple[str, str] | None = None,
+        open_only: bool = False,
+        states: Collection[str] = (),
+        provider: str | None = None,
+        owner: str | None = None,
+    ) -> list[Rental]:
+        """Return at most `limit` rentals: open ones oldest first, else any, the newest first.
+
+        `after` is (`intended_at` in ISO form, key) of the last rental of the page before.
+        """
+        place = sa.tuple_(rentals.c.intended_at, rentals.c.key)
+        query = sa.select(rentals.c.body)
+        if open_only:
+            query = query.where(rentals.c.state != RentalState.RELEASED.value)
+        if states:
+            query = query.where(rentals.c.state.in_(states))
+        for column, wanted in ((rentals.c.provider, provider), (rentals.c.owner, owner)):
+            if wanted is not None:
+                query = query.where(column == wanted)
+        if after is not None:
+            there = sa.tuple_(*map(sa.literal, after))
+            query = query.where(place > there if open_only else place < there)
+        order = (rentals.c.intended_at, rentals.c.key)
+        by = order if open_only else [column.desc() for column in order]
+        return await self._select(query.order_by(*by).limit(limit))
 
     async def every_rental(self) -> list[Rental]:
         """Return all rentals there ever were, oldest first."""
-        return self._where(sa.true(), None)
+        return await self._select(sa.select(rentals.c.body).order_by(rentals.c.intended_at))
 
     async def events(self, key: str) -> list[LedgerEvent]:
         """Return a rental's history, oldest first."""
-        with self._reading() as db:
-            rows = db.execute(
-                sa.select(_events.c.at, _events.c.kind, _events.c.text)
-                .where(_events.c.key == key)
-                .order_by(_events.c.id)
-            )
-            return [LedgerEvent(datetime.fromisoformat(at), kind, text) for at, kind, text in rows]
+        query = sa.select(events.c.at, events.c.kind, events.c.text).where(events.c.key == key)
+        async with self.database.reading() as db:
+            found = await db.execute(query.order_by(events.c.id))
+        return [LedgerEvent(datetime.fromisoformat(at), kind, txt) for at, kind, txt in found.rows]
+
+    async def events_after(self, event_id: int, limit: int) -> list[LedgerMove]:
+        """Return at most `limit` events of all rentals that came after one, oldest first."""
+        query = sa.select(*_EVENT).where(events.c.id > event_id).order_by(events.c.id).limit(limit)
+        async with self.database.reading() as db:
+            found = await db.execute(query)
+        return [_move(row) for row in found.rows]
+
+    async def newest_event(self) -> int:
+        """Return the id of the newest event of any rental; 0 where there is none."""
+        async with self.database.reading() as db:
+            found = await db.execute(sa.select(sa.func.max(events.c.id)))
+        return found.scalar() or 0
 
     async def decision(self, key: str) -> bytes | None:
-        """Return the stored decision (JSON) behind a rental, or None."""
-        with self._reading() as db:
-            return db.execute(sa.select(_decisions.c.body).where(_decisions.c.key == key)).scalar()
+        """Return the decision (JSON) behind a rental, or one that was kept by its id; or None."""
+        async with self.database.reading() as db:
+            for table, column in (
+                (decisions, decisions.c.key),
+                (kept_decisions, kept_decisions.c.id),
+            ):
+                found = await db.execute(sa.select(table.c.body).where(column == key))
+                if found.rows:
+                    return bytes(found.scalar())
+        return None
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
+    async def keep_decision(self, decision_id: str, body: bytes, at: datetime) -> None:
+        """Keep a decision (JSON) that led to no rental, for a day; `decision` reads it."""
+
+        async def write() -> None:
+            async with self.database.writing() as db:
+                await requests.keep_decision(db, decision_id, body, at=at)
+
+        await _again_if_lost(write)
+
+    async def begin_request(
+        self, key: str, *, fingerprint: bytes, at: datetime, owner: str = ""
+    ) -> Begun:
+        """Take up a request with an idempotency key, or say where it stands.
+
+        `owner` is whom it rents for. What is `new` has to be finished or abandoned by the caller.
+
+        Raises:
+            BadInput: the key came with another request before.
+        """
+
+        async def write() -> Begun:
+            async with self.database.writing() as db:
+                return await requests.begin(
+                    db,
+                    key,
+                    fingerprint=fingerprint,
+                    owner=owner,
+                    at=at,
+                    runner=self._runner,
+                    is_ours=key in self._requests,
+                    alone=self._holding,
+                )
+
+        begun = await _again_if_lost(write)
+        if begun.state == "new":
+            self._requests.add(key)
+        return begun
+
+    async def finish_request(self, key: str, *, status: int, body: bytes, at: datetime) -> None:
+        """Keep the reply to a request; whoever asks again gets it for a day."""
+
+        async def write() -> None:
+            async with self.database.writing() as db:
+                await requests.finish(db, key, status=status, body=body, at=at)
+
+        self._requests.discard(key)  # whatever comes: nobody is at work on it any more
+        await _again_if_lost(write)
+
+    async def abandon_request(self, key: str) -> None:
+        """Forget a request that came to nothing and left nothing, so that it can be asked again."""
+        self._requests.discard(key)
+        async with self.database.writing() as db:
+            await requests.abandon(db, key, runner=self._runner)
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
         """Be the one process whose loop reconciles this ledger, until the block ends or we die.
 
         Raises:
             LedgerLocked: another process holds it.
+            LedgerUnusable: the database was lost, and with it the hold.
         """
-        if self._path is None:
-            yield
-            return
-        lock = self._path.with_name(self._path.name + ".lock")
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
+        async with self.database.hold():
+            self._holding = True
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
-                raise LedgerLocked(str(self._path), holder) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)
+                yield
+            finally:
+                self._holding = False
+
+    def _tell(self, event: LedgerMove | None) -> None:
+        if event is not None and self.on_event is not None:
+            self.on_event(*event)
 
     def _print(self, login: str) -> bytes:
         return hmac.new(self._secret, login.encode(), hashlib.sha256).digest()
 
-    def _where(self, condition: sa.ColumnElement[bool], provider: str | None) -> list[Rental]:
-        query = sa.select(_rentals.c.body).where(condition).order_by(_rentals.c.intended_at)
-        if provider is not None:
-            query = query.where(_rentals.c.provider == provider)
-        with self._reading() as db:
-            return [_decode(body) for body in db.execute(query).scalars()]
+    async def _select(self, query: sa.Select[tuple[bytes]]) -> list[Rental]:
+        async with self.database.reading() as db:
+            found = await db.execute(query)
+        return [_decode(body) for body in found.scalars()]
 
-    def _note(self, db: Connection, key: str, at: datetime, kind: str, text: str) -> None:
-        db.execute(sa.insert(_events).values(key=key, at=at.isoformat(), kind=kind, text=text))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with _translated(self._path), self._engine.begin() as db:
-            yield db
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with (
-            _translated(self._path),
-            self._engine.connect().execution_options(reading=True) as db,
-        ):
-            yield db
+    async def _reread(self, key: str) -> Rental | None:
+        """Read a rental as the writer: what was under way before has ended by then."""
+        async with self.database.writing() as db:
+            return await _get(db, key)
 
 
 @asynccontextmanager
@@ -343,85 +384,38 @@ async def open_ledger(
         BadInput: the URL names a database that this version does not serve.
         LedgerUnusable: corrupt, unreadable, or written by a newer version.
     """
-    path = _sqlite_path(url)
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise LedgerUnusable(f"the ledger's folder {path.parent}: {error}") from error
-    engine = _sqlite_engine(path)
-    try:
-        with _translated(path):
-            installation, secret = _prepare(engine, installation_secret)
-        if path is not None:
-            path.chmod(0o600)
-        yield Ledger(engine, path, installation=installation, secret=secret)
-    finally:
-        engine.dispose()
+    async with open_database(url) as database:
+        async with database.writing() as db:
+            name, secret = await _prepare(db, installation_secret)
+        yield Ledger(database, installation=name, secret=secret)
 
 
-def _sqlite_path(url: str) -> Path | None:
-    if url in ("sqlite://", "sqlite:///:memory:"):
-        return None
-    if not url.startswith("sqlite:///"):
-        scheme = url.split(":", 1)[0]
-        raise BadInput(
-            "GP4U_DATABASE_URL",
-            f"{scheme}:...",
-            "must be sqlite:///PATH (an absolute path: 4 slashes)",
+async def _prepare(db: Session, given: bytes | None) -> tuple[str, bytes]:
+    """Bring the tables up to date; return the installation's name and secret."""
+    await db.execute(schema.BEGINNING)
+    columns = (installation.c.id, installation.c.secret, installation.c.schema_version)
+    known = (await db.execute(sa.select(*columns))).rows
+    name, secret, version = known[0] if known else (*_new_installation(given), 0)
+    if version > schema.SCHEMA_VERSION:
+        raise LedgerUnusable(
+            f"the ledger has schema {version}, this version knows {schema.SCHEMA_VERSION}"
         )
-    return Path(url.removeprefix("sqlite:///")).expanduser()
-
-
-def _sqlite_engine(path: Path | None) -> Engine:
-    engine = sa.create_engine(
-        "sqlite://" if path is None else f"sqlite:///{path}",
-        poolclass=sa.pool.StaticPool,
-        connect_args={"timeout": BUSY_S, "check_same_thread": False},
-    )
-
-    @sa.event.listens_for(engine, "connect")
-    def set_up(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:
-        connection.isolation_level = None  # BEGIN is ours: the driver's own would be deferred
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")  # an intent must survive a power cut
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A reader takes no write lock; a writer takes it at once, since upgrading can deadlock.
-        reading = connection.get_execution_options().get("reading", False)
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _prepare(engine: Engine, given: bytes | None) -> tuple[str, bytes]:
-    with engine.begin() as db:
-        verdict = db.exec_driver_sql("PRAGMA quick_check").scalar()
-        if verdict != "ok":
-            raise LedgerUnusable(f"the ledger is corrupt: {verdict}")
-        _meta.create_all(db)
-        row = db.execute(sa.select(_installation)).one_or_none()
-        if row is None:
-            installation, secret = _new_installation(given)
-            db.execute(
-                sa.insert(_installation).values(
-                    id=installation, secret=secret, schema_version=SCHEMA_VERSION, epoch=1
-                )
+    if given is not None and given != secret:
+        raise BadInput(
+            "GP4U_INSTALLATION_SECRET", "***", "must be the one this ledger was made with"
+        )
+    for step in schema.STEPS[version:]:
+        for statement in step:
+            await db.execute(statement)
+    if not known:
+        await db.execute(
+            sa.insert(installation).values(
+                id=name, secret=secret, schema_version=schema.SCHEMA_VERSION, epoch=1
             )
-            return installation, secret
-        if row.schema_version > SCHEMA_VERSION:
-            raise LedgerUnusable(
-                f"the ledger has schema {row.schema_version}, this version knows {SCHEMA_VERSION}"
-            )
-        if given is not None and given != row.secret:
-            raise BadInput(
-                "GP4U_INSTALLATION_SECRET", "***", "must be the one this ledger was made with"
-            )
-        return row.id, row.secret
+        )
+    elif version < schema.SCHEMA_VERSION:
+        await db.execute(sa.update(installation).values(schema_version=schema.SCHEMA_VERSION))
+    return str(name), bytes(secret)
 
 
 def _new_installation(given: bytes | None) -> tuple[str, bytes]:
@@ -432,16 +426,61 @@ def _new_installation(given: bytes | None) -> tuple[str, bytes]:
     return base64.b32encode(digest).decode().lower()[:6], secret
 
 
-@contextmanager
-def _translated(path: Path | None) -> Iterator[None]:
+_EVENT = (events.c.id, events.c.key, events.c.at, events.c.kind, events.c.text)
+
+
+def _move(row: Sequence[Any]) -> LedgerMove:
+    event_id, key, at, kind, text = row
+    return LedgerMove(event_id, key, datetime.fromisoformat(at), kind, text)
+
+
+async def _write_intent(db: Session, rental: Rental, decision: bytes, budget: Budget) -> LedgerMove:
+    at = rental.intended_at
+    live = await _live_of(db, rental.owner)
+    if live is not None:
+        raise OwnerHasRental(rental.owner, live)
+    if budget.is_bound:
+        budget.check(rental, await _costing(db, at), at=at)
+    await db.execute(sa.insert(rentals).values(**_row(rental)))
+    await db.execute(sa.insert(decisions).values(key=rental.key, at=at.isoformat(), body=decision))
+    text = f"{rental.provider} offer {rental.offer_id} at ${rental.price_usd_per_hour:.4f}/h"
+    return await _note(db, rental.key, at, "intended", text)
+
+
+async def _note(db: Session, key: str, at: datetime, kind: str, text: str) -> LedgerMove:
+    row = {"key": key, "at": at.isoformat(), "kind": kind, "text": text}
+    made = await db.execute(sa.insert(events).values(**row).returning(events.c.id))
+    return LedgerMove(made.scalar(), key, at, kind, text)
+
+
+async def _get(db: Session, key: str) -> Rental | None:
+    body = (await db.execute(sa.select(rentals.c.body).where(rentals.c.key == key))).scalar()
+    return None if body is None else _decode(body)
+
+
+async def _live_of(db: Session, owner: str) -> RentalKey | None:
+    query = sa.select(rentals.c.key).where(
+        rentals.c.owner == owner, rentals.c.state.in_([state.value for state in LIVE])
+    )
+    found: RentalKey | None = (await db.execute(query)).scalar()
+    return found
+
+
+async def _costing(db: Session, at: datetime) -> list[Rental]:
+    """Return the rentals that are open, and those that anything happened to within a day."""
+    lately = sa.select(events.c.key).where(events.c.at >= (at - DAY).isoformat())
+    query = sa.select(rentals.c.body).where(
+        sa.or_(rentals.c.state != RentalState.RELEASED.value, rentals.c.key.in_(lately))
+    )
+    return [_decode(body) for body in (await db.execute(query)).scalars()]
+
+
+async def _again_if_lost(write: Callable[[], Awaitable[T]]) -> T:
+    """Do once more what does no harm when it is done twice, where its commit was lost."""
     try:
-        yield
-    except sa.exc.IntegrityError as error:
-        if "rentals.owner" in str(error.orig):
-            raise OwnerHasRental("", RentalKey("?")) from error
-        raise LedgerUnusable(f"the ledger {path or 'in memory'}: {error.orig}") from error
-    except sa.exc.DatabaseError as error:
-        raise LedgerUnusable(f"the ledger {path or 'in memory'}: {error.orig}") from error
+        return await write()
+    except CommitLost:
+        return await write()
 
 
 def _row(rental: Rental) -> dict[str, object]:

@@ -62,7 +62,7 @@ def test_the_best_candidate_is_the_one_that_is_rented(tmp_path: Path) -> None:
         assert rental.price_usd_per_hour == decision.best.offer.price_usd_per_hour
         stored = await story.app.ledger.decision(rental.key)
         assert stored is not None
-        assert msgspec.json.decode(stored)["offer"] == rental.offer_id
+        assert msgspec.json.decode(stored)["ranked"][0]["offer"]["offer_id"] == rental.offer_id
 
     told(tale, tmp_path)
 

@@ -1,13 +1,14 @@
-"""The ledger on a real SQLite file: durable intents, guarded moves, one live rental per owner."""
+"""The ledger on either database: durable intents, guarded moves, one live rental per owner.
+
+Every test without a database in its name runs on a real SQLite file and on a real PostgreSQL.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import sqlite3
 import sys
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,18 +19,13 @@ from gp4u.model import InstanceState
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.ledger import Ledger, open_ledger
 from gp4u.rentals.rental import RentalState
+from tests.postgres import raw
 from tests.unit.rentals.builders import AT, POLICY, after, intended, seen
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def file(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/deep/ledger.db"
-
-
-@pytest.fixture
-async def ledger(url: str) -> AsyncIterator[Ledger]:
-    async with open_ledger(url) as opened:
-        yield opened
 
 
 async def test_an_intent_survives_a_process_that_is_killed(url: str, tmp_path: Path) -> None:
@@ -72,15 +68,13 @@ async def test_an_owner_has_one_live_rental(ledger: Ledger) -> None:
 async def test_the_index_itself_forbids_a_second_live_rental(ledger: Ledger, url: str) -> None:
     """The database keeps the promise even against code that forgets to ask."""
     await ledger.intend(intended("cli:a"), b"{}")
-    with (
-        sqlite3.connect(url.removeprefix("sqlite:///")) as raw,
-        pytest.raises(sqlite3.IntegrityError, match=r"rentals\.owner"),
-    ):
-        raw.execute(
+
+    with pytest.raises(AssertionError, match=r"rentals\.owner|one_live_rental_per_owner"):
+        raw(
+            url,
             "insert into rentals select 'other', owner, provider, state, version, epoch,"
-            " instance_id, intended_at, body from rentals"
+            " instance_id, intended_at, body from rentals",
         )
-    raw.close()
 
 
 async def test_a_releasing_rental_lets_its_owner_rent_again(ledger: Ledger) -> None:
@@ -110,9 +104,7 @@ async def test_a_move_under_another_epoch_is_refused(ledger: Ledger, url: str) -
     """L8: after a take-over the old holder's moves do not count."""
     rental = intended()
     await ledger.intend(rental, b"{}")
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
-        raw.execute("update rentals set epoch = 2")
-    raw.close()
+    raw(url, "update rentals set epoch = 2")
 
     with pytest.raises(StaleRental):
         await ledger.move(rental, rentals.give_up(rental, "asked", at=AT), at=AT)
@@ -173,18 +165,17 @@ async def test_the_installation_outlives_the_process(url: str) -> None:
         assert second.key_in(key) == key
 
 
-async def test_a_given_secret_brings_an_installation_back(tmp_path: Path) -> None:
+async def test_a_given_secret_brings_an_installation_back(url: str, tmp_path: Path) -> None:
     """D3: after the ledger was lost, its machines are recognised as its own."""
     secret = b"kept elsewhere"
     async with open_ledger(f"sqlite:///{tmp_path}/a.db", installation_secret=secret) as first:
         key = first.mint(__import__("random").Random(1))
-    async with open_ledger(f"sqlite:///{tmp_path}/b.db", installation_secret=secret) as second:
+    async with open_ledger(url, installation_secret=secret) as second:
         assert second.key_in(key) == key
 
 
-async def test_another_installation_secret_is_refused(tmp_path: Path) -> None:
+async def test_another_installation_secret_is_refused(url: str) -> None:
     """Ignoring it in silence would leave machines of the other installation unrecognised."""
-    url = f"sqlite:///{tmp_path}/a.db"
     async with open_ledger(url, installation_secret=b"the first"):
         pass
 
@@ -193,23 +184,34 @@ async def test_another_installation_secret_is_refused(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_login_is_remembered_only_as_a_digest(ledger: Ledger, url: str) -> None:
+async def test_a_login_is_remembered_only_as_a_digest(file: str) -> None:
     """S4: the account's key must not be found in the ledger's bytes."""
+    async with open_ledger(file) as ledger:
+        await _remember(ledger)
+    folder = Path(file.removeprefix("sqlite:///")).parent
+    assert not any(b"canary-key" in path.read_bytes() for path in folder.iterdir())
+
+
+async def test_an_account_is_remembered_by_its_login(ledger: Ledger) -> None:
+    """A second process must not have to ask the market again, nor mix two logins up."""
+    await _remember(ledger)
+    await _remember(ledger)  # once more does no harm
+
+
+async def _remember(ledger: Ledger) -> None:
     await ledger.remember_account("vastai", "https://market canary-key", "17")
 
     assert await ledger.account_of("vastai", "https://market canary-key") == "17"
     assert await ledger.account_of("vastai", "https://market other-key") is None
-    folder = Path(url.removeprefix("sqlite:///")).parent
-    assert not any(b"canary-key" in path.read_bytes() for path in folder.iterdir())
 
 
 async def test_only_one_process_holds_a_ledger(ledger: Ledger, url: str) -> None:
     """P9: two reconcile loops on one file would release each other's work."""
-    with ledger.hold():
-        async with open_ledger(url) as second:
-            with pytest.raises(LedgerLocked, match="process"), second.hold():
+    async with ledger.hold(), open_ledger(url) as second:
+        with pytest.raises(LedgerLocked, match="process"):
+            async with second.hold():
                 pass
-    with ledger.hold():
+    async with ledger.hold():
         pass
 
 
@@ -227,9 +229,7 @@ async def test_a_newer_ledger_is_refused(url: str) -> None:
     """D8: an older program must not write what a newer one has to read."""
     async with open_ledger(url):
         pass
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
-        raw.execute("update installation set schema_version = 99")
-    raw.close()
+    raw(url, "update installation set schema_version = 99")
 
     with pytest.raises(LedgerUnusable, match="99"):
         async with open_ledger(url):
@@ -238,14 +238,17 @@ async def test_a_newer_ledger_is_refused(url: str) -> None:
 
 async def test_a_write_that_fails_leaves_no_half_move(ledger: Ledger, url: str) -> None:
     """D2: a full disk means no intent, and no intent means no rent."""
-    path = url.removeprefix("sqlite:///")
     rental = intended()
-    with sqlite3.connect(path) as raw:
-        raw.execute(
-            "create trigger full before insert on decisions"
-            " begin select raise(fail, 'disk full'); end"
+    if url.startswith("sqlite"):
+        full = "create trigger full_disk before insert on decisions begin select"
+        raw(url, f"{full} raise(fail, 'disk full'); end")
+    else:
+        told = "language plpgsql as $$ begin raise exception 'disk full'; end $$"
+        raw(
+            url,
+            f"create function no() returns trigger {told}; create trigger full_disk"
+            " before insert on decisions for each row execute function no()",
         )
-    raw.close()
 
     with pytest.raises(LedgerUnusable, match="disk full"):
         await ledger.intend(rental, b"{}")
@@ -253,9 +256,10 @@ async def test_a_write_that_fails_leaves_no_half_move(ledger: Ledger, url: str) 
     assert await ledger.open_rentals() == []
 
 
-async def test_the_ledger_is_readable_by_its_user_alone(ledger: Ledger, url: str) -> None:
+async def test_a_ledger_file_is_readable_by_its_user_alone(file: str) -> None:
     """It holds the secret that signs our keys."""
-    assert os.stat(url.removeprefix("sqlite:///")).st_mode & 0o077 == 0  # noqa: PTH116 - a test may block
+    async with open_ledger(file):
+        assert os.stat(file.removeprefix("sqlite:///")).st_mode & 0o077 == 0  # noqa: PTH116 - a test may block
 
 
 async def test_another_database_is_refused_by_name() -> None:

@@ -1,0 +1,266 @@
+"""The two databases that can hold a ledger, behind one way to ask them.
+
+A `Database` gives sessions that execute SQLAlchemy Core statements: `writing()` for changes,
+`reading()` for a consistent look. Whichever it is, one writer works at a time, what a `writing()`
+block did is durable when the block ends, and a block that raises leaves nothing behind. Failures
+are told as `LedgerUnusable`; text of the database's URL that may be secret is in none of them.
+
+SQLite runs in the loop's own thread: nothing here really waits, so the same run does the same
+things in the same order, and a commit takes 0.2 ms. PostgreSQL is in `postgres.py`, and is loaded
+only for a ledger that is there. What is asked is for `ledger.py` and `history.py` to say; which
+tables there are, `schema.py` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import sqlalchemy as sa
+from msgspec import Struct
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.dml import UpdateBase
+
+from gp4u.errors import BadInput, LedgerLocked, LedgerUnusable
+
+BUSY_S: Final = 5.0
+"""How long a statement waits for another process's transaction before it fails."""
+VARIABLE: Final = "GP4U_DATABASE_URL"
+POSTGRES: Final = ("postgresql://", "postgres://")
+
+Statement = sa.Select[Any] | UpdateBase | sa.TextClause | ExecutableDDLElement
+"""What a session executes: Core, so that it can be spelled for either database."""
+
+
+class NotUnique(LedgerUnusable):
+    """A unique index refused a row; nothing was written."""
+
+
+class CommitLost(LedgerUnusable):
+    """The connection broke while a commit was under way: it was written, or it was not.
+
+    Whoever reads again inside `writing()` sees which: by then the lost commit has ended.
+    """
+
+
+class Rows(Struct, frozen=True):
+    """What a statement brought: rows as sequences, and how many it changed."""
+
+    rows: Sequence[Sequence[Any]]
+    changed: int
+
+    def scalar(self) -> Any:
+        """Return the first column of the first row, or None."""
+        return self.rows[0][0] if self.rows else None
+
+    def scalars(self) -> list[Any]:
+        """Return the first column of every row."""
+        return [row[0] for row in self.rows]
+
+
+class Session(Protocol):
+    """What is inside a `writing()` or `reading()` block."""
+
+    async def execute(
+        self, statement: Statement, many: Sequence[Mapping[str, object]] | None = None
+    ) -> Rows:
+        """Run a statement; with `many`, once for each mapping of column to value.
+
+        Raises:
+            LedgerUnusable: it failed; leave the block.
+        """
+
+
+class Database(Protocol):
+    """Where a ledger lives."""
+
+    name: str
+    """For people; without anything secret."""
+    on_commit: Callable[[float], None] | None
+    """Told after each committed `writing()` how many seconds it took; it must not raise."""
+
+    def writing(self) -> AbstractAsyncContextManager[Session]:
+        """Be the one writer; what was done is durable when the block ends.
+
+        Raises:
+            LedgerUnusable: it could not be begun or ended; nothing was written.
+            CommitLost: nobody knows whether it was written.
+        """
+
+    def reading(self) -> AbstractAsyncContextManager[Session]:
+        """Look at one moment's state.
+
+        Raises:
+            LedgerUnusable: it cannot be read.
+        """
+
+    def hold(self) -> AbstractAsyncContextManager[None]:
+        """Be the one process that holds this database, until the block ends or we die.
+
+        Raises:
+            LedgerLocked: another process holds it.
+            LedgerUnusable: it cannot be asked, or holding it was lost on the way.
+        """
+
+
+@asynccontextmanager
+async def open_database(url: str) -> AsyncIterator[Database]:
+    """Open the database at a URL: `sqlite:///PATH`, `sqlite://` (in memory), `postgresql://...`.
+
+    Raises:
+        BadInput: no URL of a database that is served, or what serves it is not installed.
+        LedgerUnusable: it cannot be opened.
+    """
+    if url.startswith(POSTGRES):
+        from gp4u.rentals.postgres import open_postgres  # only for who has one
+
+        async with open_postgres(url) as postgres:
+            yield postgres
+        return
+    database = Sqlite(_path_in(url))
+    try:
+        await database.check()
+        yield database
+    finally:
+        database.engine.dispose()
+
+
+class Sqlite:
+    """A file, or memory where there is no path; used from the loop's own thread alone."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Make the file's folder where there is none.
+
+        Raises:
+            LedgerUnusable: it cannot be made.
+        """
+        self.path = path
+        self.name = str(path or "in memory")
+        self.on_commit: Callable[[float], None] | None = None
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise LedgerUnusable(f"the ledger's folder {path.parent}: {error}") from error
+        self.engine = _engine(path)
+
+    async def check(self) -> None:
+        """See that the file is sound, and nobody else's to read.
+
+        Raises:
+            LedgerUnusable: it is corrupt, or cannot be opened.
+        """
+        async with self.reading() as session:
+            verdict = (await session.execute(sa.text("PRAGMA quick_check"))).scalar()
+        if verdict != "ok":
+            raise LedgerUnusable(f"the ledger is corrupt: {verdict}")
+        if self.path is not None:
+            self.path.chmod(0o600)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Session]:
+        """See `Database`."""
+        began = asyncio.get_running_loop().time()
+        with self._translated(), self.engine.begin() as connection:
+            yield _SqliteSession(connection)
+        if self.on_commit is not None:
+            self.on_commit(asyncio.get_running_loop().time() - began)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Session]:
+        """See `Database`."""
+        with (
+            self._translated(),
+            self.engine.connect().execution_options(reading=True) as connection,
+        ):
+            yield _SqliteSession(connection)
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """See `Database`; the lock is the kernel's, on a file beside the ledger."""
+        if self.path is None:
+            yield
+            return
+        lock = self.path.with_name(self.path.name + ".lock")
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
+                raise LedgerLocked(self.name, holder) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.IntegrityError as error:
+            raise NotUnique(f"the ledger {self.name}: {error.orig}") from error
+        except sa.exc.DatabaseError as error:
+            raise LedgerUnusable(f"the ledger {self.name}: {error.orig}") from error
+
+
+class _SqliteSession:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def execute(
+        self, statement: Statement, many: Sequence[Mapping[str, object]] | None = None
+    ) -> Rows:
+        if many is not None and not many:
+            return Rows((), 0)
+        done = self._connection.execute(statement, many)
+        if done.returns_rows:
+            rows = done.all()
+            return Rows(rows, len(rows))
+        return Rows((), done.rowcount)
+
+
+def _path_in(url: str) -> Path | None:
+    if url in ("sqlite://", "sqlite:///:memory:"):
+        return None
+    if not url.startswith("sqlite:///"):
+        scheme = url.split(":", 1)[0]
+        raise BadInput(
+            VARIABLE,
+            f"{scheme}:...",
+            "must be sqlite:///PATH (an absolute path: 4 slashes) or "
+            "postgresql://USER:PASSWORD@HOST/DATABASE",
+        )
+    return Path(url.removeprefix("sqlite:///")).expanduser()
+
+
+def _engine(path: Path | None) -> Engine:
+    engine = sa.create_engine(
+        "sqlite://" if path is None else f"sqlite:///{path}",
+        poolclass=sa.pool.StaticPool,
+        connect_args={"timeout": BUSY_S, "check_same_thread": False},
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def set_up(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:
+        connection.isolation_level = None  # BEGIN is ours: the driver's own would be deferred
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # an intent must survive a power cut
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A reader takes no write lock; a writer takes it at once, since upgrading can deadlock.
+        reading = connection.get_execution_options().get("reading", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+    return engine
