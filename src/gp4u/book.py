@@ -9,12 +9,17 @@ are still good enough to rent from is for the selection to say.
 One fetch per provider and query is in flight at a time, whoever waits for it. Providers are asked
 side by side, and none is waited for longer than `PATIENCE_S`, its tries, turns and pages together;
 once one has answered, the others not longer than `LAGGARD_S` more.
+
+A process that stays keeps one query warm (`keep`): each market is asked again when its offers are
+no longer young, on a schedule of its own, and `current` tells what is known without waiting. What
+was replaced is let go in turns: freeing a whole market at once would hold up everybody.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
@@ -22,9 +27,9 @@ from msgspec import Struct
 
 from gp4u.clock import Clock
 from gp4u.errors import ProviderError, RateLimitExceeded, Throttled, Unavailable
-from gp4u.model import Snapshot, SourceNote, Stretch, stretches
+from gp4u.model import Requirements, Snapshot, SourceNote, Stretch, stretches
 from gp4u.providers.contract import OfferPage, Provider, Query
-from gp4u.providers.turns import in_turns
+from gp4u.providers.turns import in_turns, settled
 
 UNTOLD_RETRY_S: Final = 6.0
 """After a 429 that names no time."""
@@ -34,6 +39,14 @@ LAGGARD_S: Final = 20.0
 """For the others, once one provider has answered: Akash's price list takes 16 s when it is cold."""
 MAX_QUERIES: Final = 64
 """Distinct queries remembered; the least recently used goes first."""
+STANDING: Final = Query(requirements=Requirements(gpu_count=None, verified_only=False))
+"""What a server keeps warm: everything that can be rented on demand."""
+UNASKED: Final = "no answer yet"
+"""Where nothing has come and nothing has failed."""
+LEAST_APART_S: Final = 5.0
+"""Between two fetches that nobody waits for, however often their offers are called old."""
+GRACE_S: Final = 1.0
+"""How long replaced offers stay for whoever is just reading them."""
 
 
 class TtlPolicy(Struct, frozen=True, kw_only=True):
@@ -71,16 +84,19 @@ class BookStats(Struct, frozen=True, kw_only=True):
     """Rows that broke their schema, since the process started."""
     error: str
     """Why the last fetch for some query failed; empty where none did."""
+    took_s: float | None
+    """How long the newest fetch took, whether it failed or not; None while there was none."""
 
 
 class _Shelf:
     """One provider and its counts."""
 
-    __slots__ = ("hits", "misses", "provider", "skipped_rows", "success_rate")
+    __slots__ = ("hits", "misses", "provider", "skipped_rows", "success_rate", "took_s")
 
     def __init__(self, provider: Provider, success_rate: Callable[[], float]) -> None:
         self.provider, self.success_rate = provider, success_rate
         self.hits = self.misses = self.skipped_rows = 0
+        self.took_s: float | None = None
 
 
 class _Page:
@@ -93,9 +109,12 @@ class _Page:
         "fresh_until",
         "known",
         "lock",
+        "replaced",
         "retry_in_s",
         "shelf",
         "stretches",
+        "version",
+        "woken",
     )
 
     def __init__(self, shelf: _Shelf) -> None:
@@ -110,15 +129,34 @@ class _Page:
         self.retry_in_s: float | None = None
         self.doubts = 0
         """How often it was called old; a fetch that was under way then is old as well."""
+        self.version = 0
+        """Changes with the offers, and with what is told of them beside their age."""
+        self.woken = asyncio.Event()
+        """Set when it was called old: whoever keeps it warm need not wait any longer."""
+        self.replaced: list[Stretch] = []
+        """Older offers that are still to be let go; only where the page is kept warm."""
+
+    def put(self, fetched: OfferPage, parts: list[Stretch], at: datetime) -> None:
+        """Take in what a fetch brought."""
+        self.known, self.stretches, self.fetched_at = fetched, tuple(parts), at
+        self.error, self.retry_in_s = "", None
+        self.version += 1
+
+    def fail(self, error: str, retry_in_s: float | None = None) -> None:
+        """Note why there is nothing newer."""
+        if (error, retry_in_s) != (self.error, self.retry_in_s):
+            self.error, self.retry_in_s = error, retry_in_s
+            self.version += 1
 
 
 class _Entry:
     """One query: its pages, and the snapshot of them while all are young."""
 
-    __slots__ = ("fresh_until", "pages", "snapshot", "used_at")
+    __slots__ = ("fresh_until", "is_kept", "pages", "snapshot", "used_at")
 
     def __init__(self, pages: tuple[_Page, ...]) -> None:
         self.pages = pages
+        self.is_kept = False
         self.snapshot: Snapshot | None = None
         self.fresh_until = self.used_at = 0.0
 
@@ -140,6 +178,10 @@ class Book:
         }
         self._ttl, self._clock = ttl, clock
         self._entries: dict[Query, _Entry] = {}
+        self.on_refresh: Callable[[str, int, str], None] | None = None
+        """Told after each fetch for a query that is kept warm: slug, offers that came (those that
+        stayed, where it failed), and the error or an empty text. Called in the loop: must not
+        stall, and not raise."""
 
     async def snapshot(self, query: Query) -> Snapshot:
         """Return a frozen view for a query, fetching only what is no longer young.
@@ -149,9 +191,7 @@ class Book:
         is asked for and not open adds nothing.
         """
         at = asyncio.get_running_loop().time()
-        entry = self._entries.get(query)
-        if entry is None:
-            entry = self._new_entry(query)
+        entry = self._entry(query)
         entry.used_at = at
         if at < entry.fresh_until and entry.snapshot is not None:
             for page in entry.pages:
@@ -160,10 +200,39 @@ class Book:
         wait = _Wait()
         async with asyncio.TaskGroup() as group:
             for page in entry.pages:
-                group.create_task(self._refresh(page, query, wait))
-        entry.snapshot = self._merge(entry.pages)
-        entry.fresh_until = min((page.fresh_until for page in entry.pages), default=0.0)
-        return entry.snapshot
+                group.create_task(self._refresh(page, query, wait, entry))
+        merged = self._merge(entry.pages)
+        if entry.is_kept:
+            # A snapshot that is kept here would hold what is to be let go.
+            for page in entry.pages:
+                if page.replaced:
+                    page.woken.set()
+        else:
+            entry.snapshot = merged
+            entry.fresh_until = min((page.fresh_until for page in entry.pages), default=0.0)
+        return merged
+
+    def current(self, query: Query) -> Snapshot:
+        """Return at once what is known for a query, with its age and what is wrong with it."""
+        pages = self._entry(query).pages
+        for page in pages:
+            page.shelf.hits += page.fetched_at is not None
+        return self._merge(pages)
+
+    def version(self, query: Query) -> int:
+        """Return a number that changes with what `current` tells, but for ages; it only grows."""
+        return sum(page.version for page in self._entry(query).pages)
+
+    async def keep(self, query: Query) -> None:
+        """Keep a query warm until cancelled; each market on a schedule of its own."""
+        entry = self._entry(query)
+        entry.is_kept, entry.snapshot, entry.fresh_until = True, None, 0.0
+        try:
+            async with asyncio.TaskGroup() as group:
+                for page in entry.pages:
+                    group.create_task(self._keep(page, query, entry))
+        finally:
+            entry.is_kept = False
 
     def invalidate(self, provider: str | None = None) -> None:
         """Call the offers of one provider, or of all, old; they stay readable if a fetch fails."""
@@ -172,6 +241,7 @@ class Book:
                 if provider in (None, page.shelf.provider.spec.slug):
                     page.doubts += 1
                     page.fresh_until = entry.fresh_until = 0.0
+                    page.woken.set()
 
     def stats(self) -> dict[str, BookStats]:
         """Return hits, misses and what is held, by provider."""
@@ -187,18 +257,60 @@ class Book:
                 fetched_at=max((p.fetched_at for p in own if p.fetched_at), default=None),
                 skipped_rows=shelf.skipped_rows,
                 error=next((page.error for page in own if page.error), ""),
+                took_s=shelf.took_s,
             )
         return result
 
-    def _new_entry(self, query: Query) -> _Entry:
+    def _entry(self, query: Query) -> _Entry:
+        entry = self._entries.get(query)
+        if entry is not None:
+            return entry
         asked = query.requirements.providers
         shelves = [s for slug, s in self._shelves.items() if not asked or slug in asked]
         if len(self._entries) >= MAX_QUERIES:
-            del self._entries[min(self._entries, key=lambda each: self._entries[each].used_at)]
+            spare = [each for each, entry in self._entries.items() if not entry.is_kept]
+            del self._entries[min(spare, key=lambda each: self._entries[each].used_at)]
         entry = self._entries[query] = _Entry(tuple(map(_Page, shelves)))
         return entry
 
-    async def _refresh(self, page: _Page, query: Query, wait: _Wait) -> None:
+    async def _keep(self, page: _Page, query: Query, entry: _Entry) -> None:
+        now, slug = asyncio.get_running_loop().time, page.shelf.provider.spec.slug
+        is_broken = False
+        while True:
+            began = now()
+            page.woken.clear()
+            try:
+                await self._refresh(page, query, _Wait(), entry)
+            except Exception:  # noqa: BLE001 - a rim: one market's bug must not stop the others
+                if not is_broken:
+                    import structlog  # 60 ms that only a process that stays has to pay
+
+                    structlog.get_logger().bind(provider=slug).exception("fetch_failed")
+                page.fail(f"{slug} offers: failed in a way that nobody foresaw; see the log")
+                page.fresh_until = now() + self._ttl.max_s
+                self._tell(page)
+                is_broken = True
+            else:
+                is_broken = False
+            await self._let_go(page)
+            least_s = 0.0 if self._ttl.enabled else self._ttl.base_s
+            soonest = max(began + least_s, now() + (page.retry_in_s or 0.0))
+            await _pause(page, until=max(page.fresh_until, soonest))
+            await asyncio.sleep(began + LEAST_APART_S - now())
+
+    async def _let_go(self, page: _Page) -> None:
+        """Free what was replaced, some of it at a time."""
+        if page.replaced:
+            await asyncio.sleep(GRACE_S)
+        while page.replaced:
+            page.replaced.pop()
+            await asyncio.sleep(0)
+
+    def _tell(self, page: _Page) -> None:
+        if self.on_refresh is not None:
+            self.on_refresh(page.shelf.provider.spec.slug, len(page.known.offers), page.error)
+
+    async def _refresh(self, page: _Page, query: Query, wait: _Wait, entry: _Entry) -> None:
         now, shelf = asyncio.get_running_loop().time, page.shelf
         if now() < page.fresh_until:
             shelf.hits += 1
@@ -210,21 +322,27 @@ class Book:
                 wait.shorten()
                 return
             shelf.misses += 1
-            doubts = page.doubts
+            began, doubts = now(), page.doubts
             try:
                 fetched = await wait.for_offers(shelf.provider, query)
             except ProviderError as error:
-                page.error, page.retry_in_s = str(error), _retry_in_s(error)
+                page.fail(str(error), _retry_in_s(error))
                 # Asked again soon, but not by every reader at once.
                 ttl_s = self._ttl.ttl_s(0.0)
             else:
                 fetched_at = self._clock.now()
-                parts = await in_turns(stretches(fetched.offers, taken_at=fetched_at), piece=1)
-                page.known, page.error, page.retry_in_s = fetched, "", None
-                page.fetched_at, page.stretches = fetched_at, tuple(parts)
+                cut = settled(stretches(fetched.offers, taken_at=fetched_at))
+                parts = await in_turns(cut, piece=1)
+                if entry.is_kept:  # whoever reads it next shall not have to wait for its columns
+                    await in_turns((part.columns for part in parts), piece=1)
+                    page.replaced += page.stretches
+                page.put(fetched, parts, fetched_at)
                 shelf.skipped_rows += fetched.skipped_rows
                 ttl_s = self._ttl.ttl_s(shelf.success_rate())
+            shelf.took_s = now() - began
             page.fresh_until = now() + ttl_s if page.doubts == doubts else 0.0
+            if entry.is_kept:
+                self._tell(page)
 
     def _merge(self, pages: tuple[_Page, ...]) -> Snapshot:
         now = self._clock.now()
@@ -236,9 +354,9 @@ class Book:
                     provider=page.shelf.provider.spec.slug,
                     offers=len(page.known.offers),
                     age_s=max(0.0, age_s),
-                    complete=page.known.complete,
+                    complete=page.known.complete and page.fetched_at is not None,
                     skipped_rows=page.known.skipped_rows,
-                    error=page.error,
+                    error=page.error or ("" if page.fetched_at else UNASKED),
                     retry_in_s=page.retry_in_s,
                 )
             )
@@ -247,6 +365,13 @@ class Book:
             taken_at=now,
             sources=tuple(notes),
         )
+
+
+async def _pause(page: _Page, *, until: float) -> None:
+    """Wait until a time of the loop, or until the page is called old."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(until):
+            await page.woken.wait()
 
 
 class _Wait:

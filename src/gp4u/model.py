@@ -19,13 +19,15 @@ from enum import StrEnum
 from functools import cached_property
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NewType
+from typing import TYPE_CHECKING, Any, Final, NewType, TypeVar
 
 from msgspec import Struct, field
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    Kind = TypeVar("Kind", bound=np.generic)
 
 RentalKey = NewType("RentalKey", str)
 """The token we mint and put in a provider-visible label; joins a rental to its instance."""
@@ -106,8 +108,9 @@ class Requirements(Struct, frozen=True, kw_only=True):
 
     gpu_models: tuple[str, ...] = ()
     """Canonical models, any of which will do; empty: any GPU. Their order is a preference."""
-    gpu_count: int = 1
-    """Exactly so many: nobody pays for GPUs that were not asked for."""
+    gpu_count: int | None = 1
+    """Exactly so many: nobody pays for GPUs that were not asked for. None: any number, for those
+    who only look."""
     min_vram_gib: float | None = None
     max_price_usd_per_hour: Decimal | None = None
     min_reliability: float | None = None
@@ -337,7 +340,7 @@ class Columns:
     """Values are `bool | None`."""
 
 
-STRETCH: Final = 4096
+STRETCH: Final = 2048
 """Offers whose columns are built at one go: some milliseconds."""
 
 
@@ -361,16 +364,16 @@ class Stretch:
 
         def numbers(name: str) -> NDArray[np.float64]:
             # None becomes NaN, and a Decimal the nearest float, without a step in Python.
-            return np.array(list(map(attrgetter(name), offers)), np.float64)
+            return _narrow(np.array(list(map(attrgetter(name), offers)), np.float64))
 
         def flags(name: str) -> NDArray[np.bool_]:
-            return np.array(list(map(attrgetter(name), offers)), np.bool_)
+            return _narrow(np.array(list(map(attrgetter(name), offers)), np.bool_))
 
         def coded(name: str) -> Coded:
             found: list[Hashable] = list(map(attrgetter(name), offers))
             number = {value: place for place, value in enumerate(dict.fromkeys(found))}
             codes = np.fromiter(map(number.__getitem__, found), np.int32, len(found))
-            return Coded(tuple(number), codes)
+            return Coded(tuple(number), _narrow(codes))
 
         return Columns(
             taken_at=self._taken_at,
@@ -398,7 +401,19 @@ class Stretch:
 
         stamps = [offer.fetched_at for offer in self.offers]
         ages = {at: (self._taken_at - at).total_seconds() for at in set(stamps)}  # mostly one
-        return np.fromiter(map(ages.__getitem__, stamps), np.float64, len(stamps))
+        return _narrow(np.fromiter(map(ages.__getitem__, stamps), np.float64, len(stamps)))
+
+
+def _narrow(column: NDArray[Kind]) -> NDArray[Kind]:
+    """Return a column in as little memory as it takes: one of a single value is that value once."""
+    import numpy as np  # 60 ms that most commands never need
+
+    first = column[:1]
+    if not first.size or not np.array_equal(
+        column, np.broadcast_to(first, column.shape), equal_nan=True
+    ):
+        return column
+    return np.broadcast_to(first.copy(), column.shape)
 
 
 def stretches(offers: Sequence[Offer], *, taken_at: datetime) -> Iterator[Stretch]:

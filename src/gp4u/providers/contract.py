@@ -95,7 +95,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
 class OfferPage(msgspec.Struct, frozen=True, kw_only=True):
     """What a search brought."""
 
-    offers: tuple[Offer, ...]
+    offers: Sequence[Offer]
+    """A tuple, or for a long list `turns.Pieces`; nobody may change it."""
     complete: bool = True
     """False: the provider has more rows for this query than it will show."""
     skipped_rows: int = 0

@@ -397,7 +397,7 @@ def _matching(asked: Requirements) -> str:
     wanted = "/".join(_word(model) for model in asked.gpu_models) or "any GPU"
     price = asked.max_price_usd_per_hour
     bounds: tuple[tuple[str, object], ...] = (
-        ("{}", _times(asked.gpu_count, wanted)),
+        ("{}", _times(asked.gpu_count or 1, wanted)),
         ("{:g}GB+", asked.min_vram_gib),
         ("<{}/hr", None if price is None else _money(price)),
         ("{}+ reliability", None if (r := asked.min_reliability) is None else _percent(r, 4)),

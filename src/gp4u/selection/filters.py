@@ -144,8 +144,10 @@ def gpu_type(columns: Columns, asked: Asked) -> Verdict | None:
 
 
 def gpu_count(columns: Columns, asked: Asked) -> Verdict | None:
-    """Exactly as many GPUs as asked for."""
+    """Exactly as many GPUs as asked for, where a number was asked for."""
     wanted = asked.requirements.gpu_count
+    if wanted is None:
+        return None
 
     def nearest(rows: Rows) -> str | None:
         counts = columns.gpu_count[rows].astype(int).tolist()

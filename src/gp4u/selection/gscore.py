@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gp4u.model import Offer, Snapshot
+    from gp4u.model import Columns, Offer, Snapshot
 
 PERFORMANCE_WEIGHT, RELIABILITY_WEIGHT, EFFICIENCY_WEIGHT = 0.5, 0.3, 0.2
 
@@ -96,9 +96,13 @@ def g_score(offer: Offer) -> GScore | None:
 
 def g_scores(snapshot: Snapshot) -> NDArray[np.float64]:
     """Return the scores of all offers, in the snapshot's order; NaN where `g_score` says None."""
+    return scores_of(snapshot.columns)
+
+
+def scores_of(columns: Columns) -> NDArray[np.float64]:
+    """Return the scores of offers that are told by column; NaN where `g_score` says None."""
     import numpy as np  # 60 ms that most commands never need
 
-    columns = snapshot.columns
     cards = [_card(model) if isinstance(model, str) else None for model in columns.gpu.values]
     unknown = _Card(math.nan, math.nan)
     throughput = np.array([(card or unknown).throughput for card in cards], np.float64)

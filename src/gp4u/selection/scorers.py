@@ -97,7 +97,7 @@ def price(field: Field) -> Scores:
             return (prices <= 0).astype(np.float64)
         return np.clip(1.0 - prices / budget, 0.0, 1.0)
     if asked.gpu_models:
-        return _halved(prices, _reference(asked.gpu_models[0]) * asked.gpu_count)
+        return _halved(prices, _reference(asked.gpu_models[0]) * (asked.gpu_count or 1))
     own = field.per_value(field.columns.gpu, _reference)
     return _halved(prices, own * field.numbers(field.columns.gpu_count))
 
@@ -115,7 +115,7 @@ def performance(field: Field) -> Scores:
         # What was asked for is fast enough, even where nobody publishes how fast it is.
         return 1.0 if model == wanted else _tflops(model) / target
 
-    counts = field.numbers(columns.gpu_count) / asked.gpu_count
+    counts = field.numbers(columns.gpu_count) / (asked.gpu_count or 1)
     speed = np.minimum(1.0, field.per_value(columns.gpu, share) * counts)
     uptime = field.numbers(columns.reliability)
     uptime = np.clip(np.where(np.isnan(uptime), RELIABILITY_PRIOR, uptime), 0.0, 1.0)

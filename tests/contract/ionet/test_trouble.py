@@ -224,7 +224,7 @@ def test_a_reply_that_cannot_be_read_is_never_an_empty_one(operation: str, shape
             m.faults.add(Rule(kind="body", shape=shape))
             if (operation, shape) == ("offers", "list"):
                 page = await m.provider.offers(Query(requirements=DEMAND))
-                assert page.offers == ()  # a bare list is a form of this one answer
+                assert list(page.offers) == []  # a bare list is a form of this one answer
                 return
             with pytest.raises(Malformed):
                 await _do(m.provider, operation, "")

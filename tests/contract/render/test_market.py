@@ -43,6 +43,23 @@ def test_ping_proves_the_key_pair() -> None:
     run_virtual(scene)
 
 
+def test_offers_with_any_number_of_gpus_are_those_with_each() -> None:
+    """Without a number the market shows all its sizes in one walk."""
+
+    async def scene() -> None:
+        async with dispersed() as (adapter, _):
+
+            async def seen(count: int | None) -> set[str]:
+                page = await adapter.offers(Query(requirements=Requirements(gpu_count=count)))
+                return {offer.offer_id for offer in page.offers}
+
+            everything = await seen(None)
+            assert everything >= await seen(1) | await seen(2)
+            assert await seen(2)
+
+    run_virtual(scene)
+
+
 def test_offers_are_what_the_world_has_with_a_price_for_the_whole_node() -> None:
     """Four GPUs for the price of one would win every ranking."""
 

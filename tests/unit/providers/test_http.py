@@ -393,6 +393,15 @@ async def test_a_key_that_the_provider_echoes_is_blotted_out_of_successes_too() 
         assert await get(http, wire.url) == b'{"you": "[redacted]"}'
 
 
+@pytest.mark.parametrize("before", [0, UNPACK_BYTES - 5, 3 * UNPACK_BYTES])
+async def test_a_key_in_a_large_body_is_blotted_out_wherever_it_stands(before: int) -> None:
+    """A large body is looked through in pieces; a key may lie over the edge of two."""
+    body = b"x" * before + KEY.encode() + b"x" * UNPACK_BYTES
+    async with serving(replying(body)) as wire, client() as http:
+        found = await get(http, wire.url)
+    assert found == body.replace(KEY.encode(), b"[redacted]")
+
+
 @pytest.mark.parametrize("key", ["two\r\nx-injected: 1", "schlüssel", "tab\there"])
 def test_a_key_that_cannot_stand_in_a_header_is_refused_without_being_shown(key: str) -> None:
     """S4: the library would quote it in its complaint, long after the start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,7 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gp4u.errors import Malformed
-from gp4u.providers.turns import PIECE, cut, each_row, good_in_turns, good_rows, in_turns, pieces
+from gp4u.providers.turns import (
+    PIECE,
+    Pieces,
+    cut,
+    each_row,
+    good_in_turns,
+    good_rows,
+    in_turns,
+    pieces,
+    settled,
+)
 
 
 class Row(msgspec.Struct):
@@ -188,3 +199,26 @@ def test_what_is_no_list_is_for_the_whole_to_refuse(body: bytes) -> None:
     """A body that ends early must not pass for the rows that it does have."""
     with pytest.raises(msgspec.MsgspecError):
         list(cut(body, re.compile(rb'\{"rows":\['), whole, at_once=12))
+
+
+@given(st.lists(st.lists(st.integers(), max_size=4)), st.data())
+def test_pieces_are_one_list(parts: list[list[int]], data: st.DataObject) -> None:
+    """Its length, its elements from either end, and every stretch of it."""
+    whole, ours = [each for part in parts for each in part], Pieces(parts)
+    assert (len(ours), list(ours)) == (len(whole), whole)
+    assert [ours[place] for place in range(-len(whole), len(whole))] == whole + whole
+    some = data.draw(st.slices(len(whole) + 2))
+    assert list(ours[some]) == whole[some]
+    with pytest.raises(IndexError):
+        ours[len(whole)]
+
+
+def test_the_collector_has_seen_each_step_before_the_next() -> None:
+    """A tuple of plain offers is visited once, while it is small change, and then never again."""
+
+    def made() -> Iterator[tuple[bytes, ...]]:
+        for number in range(3):
+            yield tuple(bytes([number, place]) for place in range(50))
+
+    tracked = [gc.is_tracked(each) for each in settled(made())]
+    assert tracked == [False] * 3

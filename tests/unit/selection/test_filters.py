@@ -138,6 +138,14 @@ def test_a_bound_that_is_not_set_is_not_asked() -> None:
     assert all(v.passes.all() for v in found)
 
 
+def test_any_number_of_gpus_is_no_bound() -> None:
+    """What a server keeps warm has no number in it."""
+    eight = msgspec.structs.replace(PLAIN, gpu_count=8)
+    columns = Snapshot((PLAIN, eight), taken_at=NOW).columns
+    found = verdicts(columns, Asked(Requirements(gpu_count=None), NOW, 0.0))
+    assert "gpu_count" not in [verdict.filter for verdict in found]
+
+
 def test_a_bound_of_zero_still_wants_a_known_value() -> None:
     """`--min-reliability 0` asks for a number, unlike leaving it out."""
     nobody_knows = msgspec.structs.replace(PLAIN, reliability=None)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
+from itertools import product
 from typing import Annotated, Final
 
 import msgspec
@@ -267,9 +268,16 @@ class Kind(msgspec.Struct, frozen=True):
         return float(found[1]) if found else None
 
 
+LISTED_COUNTS: Final = (1, 2, 4, 8)
+"""How many cards a host's estimates are for where no number was asked for."""
+_TIMES: Final = re.compile(r"\*[1-9][0-9]*\Z")
+"""How an id ends that stands beside those of the same host and kind for other numbers."""
+
+
 def offer_kind(offer: Offer) -> tuple[str, Kind]:
     """Return the owner and the kind of card that an offer's id names."""
     owner, _, text = offer.offer_id.partition("/")
+    text = _TIMES.sub("", text)
     model, ram, interface = text.rsplit("-", 2)
     return owner, Kind(model, *(part if part != "any" else "" for part in (ram, interface)))
 
@@ -436,12 +444,16 @@ def each_offer(
 ) -> Iterator[Offer]:
     """Yield an estimate per kind of card and host that has enough free and ever named a price.
 
+    Where no number of cards is asked for, there is one for each of `LISTED_COUNTS` that is free.
     Where the market tells no hosts apart, `free` says what there is, and one offer stands for all.
     """
-    count, rates = wanted.gpu_count, money.usd_per_hour_each
-    machines: dict[str, _Machine | None] = {ANY_HOST: _machine(None, wanted)}
+    asked, rates = wanted.gpu_count, money.usd_per_hour_each
+    counts = LISTED_COUNTS if asked is None else (asked,)
+    machines: dict[tuple[str, int], _Machine | None] = {
+        (ANY_HOST, count): _machine(None, wanted, count) for count in counts
+    }
     seen: set[str] = set()
-    for row in listed:
+    for row, count in product(listed, counts):
         if row.vendor != "nvidia":
             continue  # the market's description language knows no other
         kind = Kind(row.model, row.ram or "", (row.interface or "").lower())
@@ -449,11 +461,13 @@ def each_offer(
         model = gpu.model if gpu is not None else harmless(kind.model)
         vram_gib = gpu.vram_gib if gpu is not None else kind.ram_gib or 0.0
         for owner, usd in _priced(row, free, rates, count):
-            if owner not in machines:
+            if (owner, count) not in machines:
                 host = hosts.get(owner)
                 usable = host is not None and host.is_online and host.is_valid_version
-                machines[owner] = _machine(host, wanted) if usable else None
-            machine, offer_id = machines[owner], f"{owner}/{text}"
+                machines[owner, count] = _machine(host, wanted, count) if usable else None
+            machine, offer_id = machines[owner, count], f"{owner}/{text}"
+            if asked is None and count > 1:
+                offer_id += f"*{count}"
             if machine is None or offer_id in seen:
                 continue
             seen.add(offer_id)
@@ -529,10 +543,10 @@ def _cards(promises: list[_Promise] | None) -> int:
     return max(1, cards)
 
 
-def _machine(host: Host | None, wanted: Requirements) -> _Machine:
-    """Return what a host's offers have in common; of no host, what can be said of any."""
-    cpus = max(wanted.min_cpus or 0.0, CPUS_PER_GPU * wanted.gpu_count)
-    ram_gib = max(wanted.min_ram_gib or 0.0, RAM_GIB_PER_GPU * wanted.gpu_count)
+def _machine(host: Host | None, wanted: Requirements, count: int) -> _Machine:
+    """Return what a host's offers of so many cards share; of no host, what can be said of any."""
+    cpus = max(wanted.min_cpus or 0.0, CPUS_PER_GPU * count)
+    ram_gib = max(wanted.min_ram_gib or 0.0, RAM_GIB_PER_GPU * count)
     if host is None:
         return _Machine(cpu_cores=cpus, ram_gib=ram_gib)
     stats = host.stats

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from itertools import chain
 from typing import ClassVar, Final, TypeVar
 
 import msgspec
@@ -48,7 +47,7 @@ from gp4u.providers.ionet.holdings import FIRST_PAGE, Holdings
 from gp4u.providers.ionet.order import SLUG, Product
 from gp4u.providers.ionet.stream import log_text
 from gp4u.providers.ionet.wire import made_id, own_id, read
-from gp4u.providers.turns import PIECE, good_in_turns, in_turns
+from gp4u.providers.turns import PIECE, Pieces, good_in_turns, in_turns, settled
 
 T = TypeVar("T")
 
@@ -132,8 +131,8 @@ class IoNet(Provider):
         )
         factor = await self._fee_factor(rows, query.requirements.gpu_count, terms)
         terms, count = msgspec.structs.replace(terms, fee_factor=factor), len(rows)
-        slices = await in_turns(hardware.slices(rows, terms), piece=1)
-        made = tuple(chain.from_iterable(slices))
+        slices = map(tuple, hardware.slices(rows, terms))
+        made = Pieces(await in_turns(settled(slices), piece=1))
         return OfferPage(offers=made, skipped_rows=bad + count - len(made))
 
     def rent_calls(self, offer: Offer, workload: Workload, key: RentalKey) -> tuple[Call, ...]:
@@ -242,7 +241,7 @@ class IoNet(Provider):
         return told
 
     async def _fee_factor(
-        self, rows: Sequence[hardware.Hardware], gpu_count: int, terms: hardware.Terms
+        self, rows: Sequence[hardware.Hardware], gpu_count: int | None, terms: hardware.Terms
     ) -> Decimal | None:
         """Return all-in price over listed price, asked for a free row; None: cannot be told."""
         best: list[hardware.Hardware] = []

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -41,6 +41,8 @@ from gp4u.providers.ionet.order import (
 )
 from gp4u.providers.ionet.wire import Word, inner
 from gp4u.providers.turns import AT_ONCE_BYTES, PIECE, cut, each_row, good_rows, pieces
+
+T = TypeVar("T")
 
 MOST_USD_PER_HOUR: Final = 10_000
 PRICE_TOLERANCE: Final = Decimal("1.02")
@@ -203,7 +205,16 @@ def _one_by_one(operation: str, body: bytes) -> Iterator[Hardware | None]:
             inside = inner(operation, body, "hardware")
             return decode(SLUG, operation, inside, list[msgspec.Raw])
 
-    yield from each_row(cut(body, _OPENING, whole), Hardware)
+    @lru_cache(maxsize=4096)
+    def one(value: T) -> T:
+        return value
+
+    for row in each_row(cut(body, _OPENING, whole), Hardware):
+        if row is not None:
+            # Few values stand in all rows; a copy in each would be half of the memory.
+            row.name, row.location = one(row.name), one(row.location)
+            row.price, row.vram_per_card = one(row.price), one(row.vram_per_card)
+        yield row
 
 
 def place_numbers(operation: str, body: bytes) -> dict[str, int]:
@@ -245,7 +256,9 @@ def with_shapes(
         yield row
 
 
-def cheapest(found: Sequence[Hardware], gpu_count: int, terms: Terms) -> list[tuple[Sold, Decimal]]:
+def cheapest(
+    found: Sequence[Hardware], gpu_count: int | None, terms: Terms
+) -> list[tuple[Sold, Decimal]]:
     """Return what to ask a price of to learn the fee, each with its listed price: `likeliest`."""
     return [
         (
@@ -262,14 +275,15 @@ def cheapest(found: Sequence[Hardware], gpu_count: int, terms: Terms) -> list[tu
     ]
 
 
-def likeliest(found: Sequence[Hardware], gpu_count: int) -> list[Hardware]:
+def likeliest(found: Sequence[Hardware], gpu_count: int | None) -> list[Hardware]:
     """Return the few rows whose price call is the likeliest to be answered, best first.
 
-    Free rows, at most one of each hardware: those with as many GPUs as wanted before the others,
-    and the cheapest of them first. The likeliest of some and of others are those of both.
+    Free rows, at most one of each hardware: those with as many GPUs as wanted (None: any) before
+    the others, and the cheapest of them first. The likeliest of some and of others are those of
+    both.
     """
     free = [row for row in found if row.num_cards and row.free and _is_priced(row.price)]
-    free.sort(key=lambda row: (row.num_cards != gpu_count, row.price))
+    free.sort(key=lambda row: (row.num_cards != (gpu_count or row.num_cards), row.price))
     chosen: dict[HardwareId, Hardware] = {}
     for row in free:
         sold_as = row.sold_as

@@ -119,9 +119,13 @@ class Render(Provider):
         return Account()
 
     async def offers(self, query: Query) -> OfferPage:
-        """Walk the offers with so many GPUs. Other bounds are applied here, where a no is told."""
+        """Walk the offers with so many GPUs, or with any number.
+
+        Other bounds are applied here, where a no is told.
+        """
         walk = Walk(_offer_id, per_page=PAGE, max_pages=MAX_OFFER_PAGES)
-        wanted = {"filter[gpu_count]": str(query.requirements.gpu_count)}
+        count = query.requirements.gpu_count
+        wanted = {} if count is None else {"filter[gpu_count]": str(count)}
         while not walk.over:
             body = await self._page("offers", "compute/offers", wanted, walk.pages + 1)
             walk.add(parse_page(SLUG, "offers", body, ListedOffer))

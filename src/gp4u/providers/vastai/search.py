@@ -46,12 +46,13 @@ def search_body(wanted: Requirements, names: Iterable[str]) -> dict[str, object]
         "rentable": {"eq": True},
         "rented": {"eq": False},
         "external": {"eq": False},
-        "num_gpus": {"eq": wanted.gpu_count},
         "order": [["dph_total", "asc"]],
         "type": "bid" if wanted.interruptible else "on-demand",
         "limit": PAGE_OFFERS,
         "allocated_storage": float(max(wanted.disk_gib, MIN_DISK_GB)),
     }
+    if wanted.gpu_count is not None:
+        body["num_gpus"] = {"eq": wanted.gpu_count}
     if wanted.verified_only:
         body["verified"] = {"eq": True}
     if names:

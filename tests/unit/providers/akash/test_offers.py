@@ -75,6 +75,16 @@ def test_a_price_is_per_card() -> None:
     assert eight.price_usd_per_hour == one.price_usd_per_hour * 8
 
 
+def test_where_no_number_is_asked_for_there_is_an_estimate_for_each_usual_one() -> None:
+    """Ten cards are free: enough for one, two, four and eight of them; each id tells its kind."""
+    found = offers_of(recorded(), wanted=Requirements(gpu_count=None))
+    assert [offer.gpu_count for offer in found] == [1, 2, 4, 8]
+    (eight,) = offers_of(recorded(), wanted=Requirements(gpu_count=8))
+    assert found[3] == msgspec.structs.replace(eight, offer_id=f"{eight.offer_id}*8")
+    assert len({offer.offer_id for offer in found}) == 4
+    assert {estimates.offer_kind(offer) for offer in found} == {estimates.offer_kind(eight)}
+
+
 def test_a_host_without_enough_free_cards_makes_no_offer() -> None:
     """10 of 23 are free in the recorded answer."""
     assert offers_of(recorded(), wanted=Requirements(gpu_count=10))

@@ -110,6 +110,11 @@ def test_a_search_for_anything_names_no_gpu_and_never_less_disk_than_is_sold() -
     assert body["allocated_storage"] == 8.0
 
 
+def test_a_search_for_any_number_of_gpus_names_none() -> None:
+    """Who only looks wants the single cards beside the machines of eight."""
+    assert "num_gpus" not in search_body(Requirements(gpu_count=None), [])
+
+
 def test_the_narrow_search_carries_every_bound_that_the_market_knows() -> None:
     """64 rows are all it shows, so they had better be the ones that fit."""
     wide = search_body(EVERY_BOUND, ["RTX 4090"])
