@@ -1,10 +1,10 @@
-"""What leaves the process for people and machines to watch: log lines and metrics.
+"""What leaves the process for people to read: log lines, and the text in them.
 
-Hides structlog and prometheus_client, both imported only where they are used, because `clean` is
-needed everywhere and must cost nothing to import. It exists so that two promises are kept in one
-place: foreign text is data (no control character, no line of any length reaches a log, a terminal
-or a metric), and no secret passes the rim, in whatever form an exception or a provider echoes it.
-What is worth saying is left to those who say it.
+Hides structlog, imported only where it is used, because `clean` is needed everywhere and must cost
+nothing to import. It exists so that two promises are kept in one place: foreign text is data (no
+control character, no line of any length reaches a log or a terminal), and no secret passes the rim,
+in whatever form an exception or a provider echoes it. What is worth saying is left to those who say
+it; what is counted is in `metrics.py`, and what is timed in `traces.py`.
 """
 
 from __future__ import annotations
@@ -14,26 +14,13 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from functools import lru_cache
+from typing import Any, Literal, TextIO
 from urllib.parse import quote, quote_plus
 
-from gp4u.clock import Clock, SystemClock
-from gp4u.errors import (
-    CircuitBreakerOpen,
-    Denied,
-    InstanceAbsent,
-    Malformed,
-    OfferGone,
-    OutcomeUnknown,
-    RateLimitExceeded,
-    Refused,
-    Throttled,
-    Unavailable,
-)
+import msgspec
 
-if TYPE_CHECKING:
-    from prometheus_client import Counter, Gauge, Histogram
+from gp4u.clock import Clock, SystemClock
 
 REDACTED = "[redacted]"
 MAX_VALUE_CHARS = 1024
@@ -43,6 +30,9 @@ _SHORTEST_SECRET = 4
 """A shorter one would black out half of every line; no provider hands out such keys."""
 _SHORTEST_PREFIX = 8
 _CUT = "…"
+_encoder = msgspec.json.Encoder()
+_SHORT, _REMEMBERED = 64, 512
+"""Texts up to so many characters are cleaned once, as long as they are among the newest so many."""
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
@@ -125,7 +115,7 @@ def configure(
     terminal = stream.isatty()
     stamp = _Stamp(clock or SystemClock())
     rim = _Rim(Redactor(secrets))
-    renderer: Any = structlog.processors.JSONRenderer(ensure_ascii=False)
+    renderer: Any = _JsonLines(stream, stamp, rim, told=threshold <= logging.INFO)
     if fmt == "console" or (fmt == "auto" and terminal):
         plain = structlog.dev.plain_traceback
         renderer = structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)
@@ -158,6 +148,61 @@ def configure(
         logging.getLogger(chatty).setLevel(max(threshold, logging.WARNING))
 
 
+def request_log(
+    *,
+    method: str,
+    route: str,
+    status: int,
+    seconds: float,
+    request_id: str,
+    role: str | None = None,
+) -> None:
+    """Write the one line that every answered request leaves.
+
+    `route` is the template; path and query stay out, because they may hold what is secret. `role`
+    is what the caller's token grants, None where nobody asked for one.
+    """
+    import structlog
+
+    about: dict[str, str | int | float | None] = {
+        "method": method,
+        "route": route,
+        "status": status,
+        "ms": round(seconds * 1000.0, 3),
+        "request_id": request_id,
+        "role": role,
+    }
+    last = structlog.get_config()["processors"][-1]
+    if isinstance(last, _JsonLines):
+        last.write("http_request", about)
+    else:
+        structlog.get_logger().info("http_request", **about)
+
+
+class _JsonLines:
+    """The renderer of JSON lines, and a short way for the commonest of them."""
+
+    def __init__(self, stream: TextIO, stamp: _Stamp, rim: _Rim, *, told: bool) -> None:
+        """`told` says whether lines of the level `info` are written at all."""
+        self._stream, self._stamp, self._rim, self._told = stream, stamp, rim, told
+
+    def __call__(self, _logger: Any, _method: str, event: Mapping[str, Any]) -> str:
+        return json.dumps(event, ensure_ascii=False, default=str)
+
+    def write(self, event: str, about: Mapping[str, str | int | float | None]) -> None:
+        """Write a flat line of the level `info` as the whole chain would, in a tenth of the time.
+
+        Its names are ours, and its numbers finite.
+        """
+        if not self._told:
+            return
+        line: dict[str, Any] = {"timestamp": self._stamp.text(), "level": "info", "event": event}
+        for name, value in about.items():
+            line[name] = self._rim.line(value) if isinstance(value, str) else value
+        self._stream.write(_encoder.encode(line).decode() + "\n")
+        self._stream.flush()
+
+
 class _Stamp:
     """Adds the injected wall time, RFC 3339 in UTC."""
 
@@ -167,8 +212,15 @@ class _Stamp:
     def __call__(
         self, _logger: Any, _method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
-        event["timestamp"] = self._clock.now().isoformat(timespec="milliseconds")
+        event["timestamp"] = self.text()
         return event
+
+    def text(self) -> str:
+        """Return this moment."""
+        return self._clock.now().isoformat(timespec="milliseconds")
+
+
+_MADE_HERE = ("timestamp", "level")
 
 
 class _Rim:
@@ -176,19 +228,31 @@ class _Rim:
 
     def __init__(self, redact: Redactor) -> None:
         self._redact = redact
+        self._short = lru_cache(_REMEMBERED)(self._hidden)
 
     def __call__(
         self, _logger: Any, _method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
-        first = [key for key in ("timestamp", "level", "event") if key in event]
-        return {
-            self._line(str(key), 64): self._trace(event[key])
-            if key in ("exception", "stack") and isinstance(event[key], str)
-            else self._value(event[key], 0)
-            for key in (*first, *(key for key in event if key not in first))
-        }
+        # The first two were made right before; at a line per request, looking at them would show.
+        found: dict[str, object] = {key: event.pop(key) for key in _MADE_HERE if key in event}
+        if "event" in event:
+            found["event"] = self._value(event.pop("event"), 0)
+        for key, value in event.items():
+            if key in ("exception", "stack") and isinstance(value, str):
+                found[key] = self._trace(value)
+            else:
+                found[self._line(str(key), 64)] = self._value(value, 0)
+        return found
+
+    def line(self, text: str) -> str:
+        """Return a value as it may be written."""
+        return self._line(text, MAX_VALUE_CHARS)
 
     def _line(self, text: str, limit: int) -> str:
+        # Names of fields, routes and methods come again with every line.
+        return self._short(text, limit) if len(text) <= _SHORT else self._hidden(text, limit)
+
+    def _hidden(self, text: str, limit: int) -> str:
         # Clean before hiding, or a control character inside a secret saves it from being seen; cut
         # after hiding, or half of it stays.
         whole = clean(text[: 8 * limit], 8 * limit)
@@ -200,6 +264,8 @@ class _Rim:
         return text if len(text) <= MAX_TRACE_CHARS else _CUT + text[1 - MAX_TRACE_CHARS :]
 
     def _value(self, value: object, depth: int) -> object:
+        if type(value) is str:
+            return self._line(value, MAX_VALUE_CHARS)
         if value is None or isinstance(value, (bool, int)):
             return value
         if isinstance(value, float):
@@ -210,212 +276,3 @@ class _Rim:
         if depth < _MAX_DEPTH and isinstance(value, (list, tuple, set, frozenset)):
             return [self._value(each, depth + 1) for each in list(value)[:_MAX_ITEMS]]
         return self._line(str(value), MAX_VALUE_CHARS)
-
-
-OPERATIONS = ("ping", "offers", "rent", "instances", "release", "logs", "exec", "billed")
-RENTAL_STATES = ("intended", "starting", "running", "releasing", "released")
-BREAKER_STATES = ("CLOSED", "OPEN", "HALF_OPEN")
-_OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
-    (Unavailable, "unavailable"),
-    (Throttled, "throttled"),
-    (Denied, "denied"),
-    (Malformed, "malformed"),
-    (Refused, "refused"),
-    (CircuitBreakerOpen, "breaker_open"),
-    (RateLimitExceeded, "rate_limited"),
-    (OfferGone, "offer_gone"),
-    (OutcomeUnknown, "unknown"),
-    (InstanceAbsent, "absent"),
-)
-OUTCOMES = ("ok", *(word for _, word in _OUTCOMES), "error")
-
-
-def outcome_of(error: BaseException | None) -> str:
-    """Return the word of `OUTCOMES` for how a call ended; None stands for success."""
-    if error is None:
-        return "ok"
-    return next((word for kind, word in _OUTCOMES if isinstance(error, kind)), "error")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One line of the table: everything that a scrape says of a metric."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    labels: tuple[str, ...]
-    meaning: str
-
-
-METRICS = (
-    Metric(
-        "gp4u_provider_calls_total",
-        "counter",
-        ("provider", "operation", "outcome"),
-        "Calls to a provider by how they ended; a retry is a call of its own",
-    ),
-    Metric(
-        "gp4u_provider_call_seconds",
-        "histogram",
-        ("provider", "operation"),
-        "Time from a call's start to its end, without the wait for its turn",
-    ),
-    Metric(
-        "gp4u_breaker_state", "gauge", ("provider", "state"), "1 for the state it is in, else 0"
-    ),
-    Metric("gp4u_breaker_trips_total", "counter", ("provider",), "How often the breaker opened"),
-    Metric(
-        "gp4u_bucket_blocked_total",
-        "counter",
-        ("provider",),
-        "Calls that had to wait for their turn, or were refused because it was too far away",
-    ),
-    Metric("gp4u_book_age_seconds", "gauge", ("provider",), "Time since the newest good fetch"),
-    Metric("gp4u_book_offers", "gauge", ("provider",), "Offers of the newest good fetch"),
-    Metric(
-        "gp4u_book_skipped_rows_total", "counter", ("provider",), "Rows that broke their schema"
-    ),
-    Metric("gp4u_rentals", "gauge", ("provider", "state"), "Rentals in the ledger by state"),
-    Metric(
-        "gp4u_releasing_age_seconds",
-        "gauge",
-        ("provider",),
-        "How long the oldest rental has been releasing; 0 where none is",
-    ),
-    Metric("gp4u_rents_total", "counter", ("provider", "outcome"), "Rent calls by how they ended"),
-    Metric(
-        "gp4u_double_rents_total",
-        "counter",
-        ("provider",),
-        "Second instances found under one key; each is released, and each is a bug",
-    ),
-    Metric(
-        "gp4u_orphans_released_total",
-        "counter",
-        ("provider",),
-        "Instances of ours that no open rental explained",
-    ),
-    Metric(
-        "gp4u_foreign_instances",
-        "gauge",
-        ("provider",),
-        "Instances of the account that are not ours; never touched",
-    ),
-    Metric("gp4u_cost_usd", "gauge", ("provider",), "What the rentals of the ledger have cost"),
-)
-"""Every metric there is. Label values come from closed sets only; a stranger becomes `other`."""
-
-_LABELS = {
-    "operation": OPERATIONS,
-    "outcome": OUTCOMES,
-    "state": (*BREAKER_STATES, *RENTAL_STATES),
-}
-
-
-class Metrics:
-    """The metrics of one process, on a registry of their own."""
-
-    def __init__(self, providers: Iterable[str]) -> None:
-        """`providers` closes the set of that label; each has its zeroes from the start."""
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-        from prometheus_client import disable_created_metrics as without_creation_times
-
-        # One more series per counter that nobody asked for.
-        without_creation_times()  # type: ignore[no-untyped-call] # the library has no types here
-        self._known = {**_LABELS, "provider": tuple(providers)}
-        self._registry = CollectorRegistry()
-        self._counters: dict[str, Counter] = {}
-        self._gauges: dict[str, Gauge] = {}
-        self._histograms: dict[str, Histogram] = {}
-        self._totals: dict[tuple[str, str], float] = {}
-        for metric in METRICS:
-            about: tuple[str, str, tuple[str, ...]] = (metric.name, metric.meaning, metric.labels)
-            if metric.kind == "counter":
-                self._counters[metric.name] = Counter(*about, registry=self._registry)
-            elif metric.kind == "gauge":
-                self._gauges[metric.name] = Gauge(*about, registry=self._registry)
-            else:
-                buckets = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-                self._histograms[metric.name] = Histogram(
-                    *about, registry=self._registry, buckets=buckets
-                )
-        for provider in self._known["provider"]:
-            for name in ("double_rents", "orphans_released", "breaker_trips", "bucket_blocked"):
-                self._counters[f"gp4u_{name}_total"].labels(provider)
-
-    def provider_call(
-        self, provider: str, operation: str, error: BaseException | None, seconds: float
-    ) -> None:
-        """Count one call; `error` is what it raised, None for success."""
-        outcome = outcome_of(error)
-        self._count("gp4u_provider_calls_total", 1, provider, operation, outcome)
-        if operation == "rent":
-            self._count("gp4u_rents_total", 1, provider, outcome)
-        labels = self._closed("gp4u_provider_call_seconds", (provider, operation))
-        self._histograms["gp4u_provider_call_seconds"].labels(*labels).observe(seconds)
-
-    def breaker(self, provider: str, state: str, trips: int) -> None:
-        """Show a breaker as it is now; `trips` is its own count since the process started."""
-        for each in BREAKER_STATES:
-            self._set("gp4u_breaker_state", float(each == state), provider, each)
-        self._raise_to("gp4u_breaker_trips_total", provider, trips)
-
-    def bucket(self, provider: str, blocked: int) -> None:
-        """Show how many calls a provider's limiter has held up since the process started."""
-        self._raise_to("gp4u_bucket_blocked_total", provider, blocked)
-
-    def book(self, provider: str, *, offers: int, age_s: float) -> None:
-        """Show what the book holds of one provider."""
-        self._set("gp4u_book_offers", offers, provider)
-        self._set("gp4u_book_age_seconds", age_s, provider)
-
-    def skipped_rows(self, provider: str, rows: int) -> None:
-        """Count rows of one answer that broke their schema."""
-        self._count("gp4u_book_skipped_rows_total", rows, provider)
-
-    def rentals(
-        self, provider: str, by_state: Mapping[str, int], *, releasing_age_s: float, cost_usd: float
-    ) -> None:
-        """Show one provider's rentals as the ledger has them; a state that is missing has none."""
-        for state in RENTAL_STATES:
-            self._set("gp4u_rentals", by_state.get(state, 0), provider, state)
-        self._set("gp4u_releasing_age_seconds", releasing_age_s, provider)
-        self._set("gp4u_cost_usd", cost_usd, provider)
-
-    def double_rent(self, provider: str) -> None:
-        """Count a second instance under one key."""
-        self._count("gp4u_double_rents_total", 1, provider)
-
-    def orphan_released(self, provider: str) -> None:
-        """Count an orphan whose release was sent."""
-        self._count("gp4u_orphans_released_total", 1, provider)
-
-    def foreign_instances(self, provider: str, number: int) -> None:
-        """Show how many instances of the account are not ours."""
-        self._set("gp4u_foreign_instances", number, provider)
-
-    def render(self) -> bytes:
-        """Return the page that a scrape gets, in the text format 0.0.4."""
-        from prometheus_client import generate_latest
-
-        return generate_latest(self._registry)
-
-    def _count(self, name: str, by: float, *labels: str) -> None:
-        self._counters[name].labels(*self._closed(name, labels)).inc(by)
-
-    def _raise_to(self, name: str, provider: str, total: float) -> None:
-        """Add what a count kept elsewhere has grown by; it starts at zero with the process."""
-        (label,) = self._closed(name, (provider,))
-        grown = total - self._totals.get((name, label), 0)
-        if grown > 0:
-            self._totals[name, label] = total
-            self._count(name, grown, label)
-
-    def _set(self, name: str, value: float, *labels: str) -> None:
-        self._gauges[name].labels(*self._closed(name, labels)).set(value)
-
-    def _closed(self, name: str, values: Sequence[str]) -> tuple[str, ...]:
-        """Return label values from the closed sets: a scrape must not grow with foreign text."""
-        wanted = next(metric.labels for metric in METRICS if metric.name == name)
-        pairs = zip(wanted, values, strict=True)
-        return tuple(value if value in self._known[label] else "other" for label, value in pairs)

@@ -16,18 +16,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gp4u.errors import Denied, OutcomeUnknown, ProviderError
-from gp4u.model import RentalKey
-from gp4u.telemetry import (
-    METRICS,
-    OUTCOMES,
-    REDACTED,
-    Metrics,
-    Redactor,
-    clean,
-    configure,
-    outcome_of,
-)
+from gp4u.telemetry import REDACTED, Redactor, clean, configure, request_log
 
 CANARY = "canary/key+4711=="
 
@@ -192,57 +181,86 @@ def test_configuring_again_replaces_the_last_set_up() -> None:
     assert len(lines(second)) == 1
 
 
-def test_every_failure_has_a_word_for_the_metrics() -> None:
-    """An outcome outside the set would be a new series for every bug."""
-    assert outcome_of(None) == "ok"
-    assert outcome_of(Denied("vastai", "ping")) == "denied"
-    assert outcome_of(OutcomeUnknown("vastai", "rent", key=RentalKey("k"))) == "unknown"
-    assert outcome_of(ZeroDivisionError()) == "error"
-    seen = {outcome_of(kind.__new__(kind)) for kind in ProviderError.__subclasses__()}
-    assert seen == set(OUTCOMES) - {"ok", "error"}
+def told(**changes: Any) -> None:
+    """Log a request as the door does."""
+    about: dict[str, Any] = {
+        "method": "GET",
+        "route": "/api/v1/gpus/{id}",
+        "status": 200,
+        "seconds": 0.0123456,
+        "request_id": "5f0c9a31-2a",
+        "role": "read",
+    }
+    request_log(**(about | changes))
 
 
-def test_every_metric_of_the_table_is_scraped_and_no_other() -> None:
-    """Dashboards and alerts are written against the table."""
-    metrics = Metrics(["vastai"])
-    metrics.provider_call("vastai", "rent", None, 0.2)
-    metrics.breaker("vastai", "OPEN", 2)
-    metrics.bucket("vastai", 4)
-    metrics.book("vastai", offers=64, age_s=1.5)
-    metrics.skipped_rows("vastai", 3)
-    metrics.rentals("vastai", {"running": 2}, releasing_age_s=0, cost_usd=0.5)
-    metrics.double_rent("vastai")
-    metrics.orphan_released("vastai")
-    metrics.foreign_instances("vastai", 1)
-    page = metrics.render().decode()
-    helped = {line.split()[2] for line in page.splitlines() if line.startswith("# HELP")}
-    assert helped == {metric.name for metric in METRICS}
-    for line in (
-        'gp4u_provider_calls_total{operation="rent",outcome="ok",provider="vastai"} 1.0',
-        'gp4u_rents_total{outcome="ok",provider="vastai"} 1.0',
-        'gp4u_breaker_state{provider="vastai",state="OPEN"} 1.0',
-        'gp4u_breaker_state{provider="vastai",state="CLOSED"} 0.0',
-        'gp4u_rentals{provider="vastai",state="running"} 2.0',
-        'gp4u_rentals{provider="vastai",state="intended"} 0.0',
-        'gp4u_book_skipped_rows_total{provider="vastai"} 3.0',
-        'gp4u_cost_usd{provider="vastai"} 0.5',
-    ):
-        assert line in page.splitlines()
+def test_each_request_is_one_line_that_a_machine_can_read() -> None:
+    """Whoever looks for a slow or refused request has only this line."""
+    stream = start()
+    told()
+    (line,) = lines(stream)
+    assert line == {
+        "timestamp": "2026-11-22T12:00:00.000+00:00",
+        "level": "info",
+        "event": "http_request",
+        "method": "GET",
+        "route": "/api/v1/gpus/{id}",
+        "status": 200,
+        "ms": 12.346,
+        "request_id": "5f0c9a31-2a",
+        "role": "read",
+    }
 
 
-def test_a_count_kept_elsewhere_is_counted_once() -> None:
-    """The breaker tells its total at each scrape; adding totals up would invent trips."""
-    metrics = Metrics(["vastai"])
-    for trips in (1, 1, 3, 3):
-        metrics.breaker("vastai", "CLOSED", trips)
-    assert 'gp4u_breaker_trips_total{provider="vastai"} 3.0' in metrics.render().decode()
+def test_a_request_is_told_as_any_other_event_is() -> None:
+    """It goes a shorter way through the log, with the same stamp, shape and order of fields."""
+    stream = start()
+    told()
+    about = {"method": "GET", "route": "/api/v1/gpus/{id}", "status": 200, "ms": 12.346}
+    log = structlog.get_logger()
+    log.info("http_request", **about, request_id="5f0c9a31-2a", role="read")
+    short, long = lines(stream)
+    assert list(short.items()) == list(long.items())
 
 
-def test_foreign_text_never_becomes_a_label() -> None:
-    """Each new label value is a new series for ever, on somebody else's word."""
-    metrics = Metrics(["vastai"])
-    for number in range(100):
-        metrics.provider_call(f"evil-{number}", f"op-{number}", None, 0.1)
-    page = metrics.render().decode()
-    assert "evil" not in page
-    assert 'operation="other",outcome="ok",provider="other"} 100.0' in page
+def test_where_only_warnings_are_logged_no_request_is() -> None:
+    """A busy server would fill a disk with them; who wants none says so by the level."""
+    stream = start(level="warning")
+    told()
+    assert lines(stream) == []
+
+
+def test_a_token_that_is_sent_as_a_request_id_is_hidden() -> None:
+    """The id is the caller's own text, and whoever mixes up two headers sends a secret in it."""
+    stream = io.StringIO()
+    token = "reader-token-0123456789"
+    configure("info", "json", [token], stream, FrozenClock())
+    for _ in range(2):  # the second one might come out of a memory of the first
+        told(request_id=token)
+    assert token not in stream.getvalue()
+    assert [line["request_id"] for line in lines(stream)] == [REDACTED] * 2
+
+
+def test_what_one_configuration_has_hidden_the_next_one_hides_anew() -> None:
+    """Short texts are remembered; remembered beyond their redactor they would show a new secret."""
+    first = io.StringIO()
+    configure("info", "json", [], first, FrozenClock())
+    told(request_id=CANARY)
+    second = start()
+    told(request_id=CANARY)
+    assert CANARY in first.getvalue()
+    assert CANARY not in second.getvalue()
+
+
+def test_every_line_of_a_request_carries_its_id() -> None:
+    """What went wrong in a request is found by the id in its answer."""
+    stream = start()
+    bound = structlog.contextvars.bind_contextvars(request_id="5f0c9a31-2a")
+    structlog.get_logger().warning("market_failed")
+    logging.getLogger("other").warning("theirs")
+    structlog.contextvars.reset_contextvars(**bound)
+    structlog.get_logger().warning("later")
+    assert [line.get("request_id") for line in lines(stream)] == [
+        *["5f0c9a31-2a"] * 2,
+        None,
+    ]
