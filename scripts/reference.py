@@ -1,20 +1,30 @@
-"""Write the reference pages that say what the code says: variables and metrics.
+"""Write the reference pages that say what the code says: variables, metrics, paths, problems.
 
-The tables live once, in `settings.py`, `provider_settings.py` and `telemetry.py`. This puts them
-between the marks of `docs/reference/settings.md` and `docs/reference/metrics.md`, and into
-`.env.example`; with `--check` it only tells which file is behind. The prose around the marks is
-left to people.
+Each fact lives once, in the code. This puts the tables between the marks of the pages under
+`docs/reference/`, the whole OpenAPI document into `docs/reference/openapi.json`, and the variables
+into `.env.example`; with `--check` it only tells which file is behind. The prose around the marks
+is left to people.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from gp4u.api import problems
+from gp4u.api.door.refusals import REFUSALS
+from gp4u.api.replies import ROLE_KEY
+from gp4u.api.server import document
+from gp4u.metric_table import LABELS, METRICS, PROCESS_METRICS
 from gp4u.provider_settings import SEED_PROVIDERS
-from gp4u.settings import variables
-from gp4u.telemetry import METRICS, OPERATIONS, OUTCOMES
+from gp4u.serving import open_server
+from gp4u.settings import load_settings, variables
 from gp4u.variables import Entry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,20 +79,60 @@ def settings_tables() -> str:
 
 
 def metrics_table() -> str:
-    """Return the table of the metrics page."""
-    lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    for metric in METRICS:
-        labels = ", ".join(f"`{each}`" for each in metric.labels)
-        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.meaning} |")
-    lines += ["", f"`operation` is one of {', '.join(OPERATIONS)}; `outcome` one of"]
-    lines.append(f"{', '.join(OUTCOMES)}.")
+    """Return the tables of the metrics page, one per topic, and the closed sets of labels."""
+    lines = []
+    for topic, members in groupby((*METRICS, *PROCESS_METRICS), key=lambda metric: metric.topic):
+        lines += [f"### {topic}", "", "| metric | kind | labels | meaning |", "|---|---|---|---|"]
+        for metric in members:
+            labels = ", ".join(f"`{each}`" for each in metric.labels)
+            lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.meaning} |")
+        lines.append("")
+    lines += ["### Labels", "", "| label | one of |", "|---|---|"]
+    lines += [f"| `{label}` | {', '.join(words)} |" for label, words in LABELS.items()]
+    return "\n".join(lines)
+
+
+def problems_table() -> str:
+    """Return a heading per code, to which the `type` of a problem points."""
+    lines = []
+    known = {**problems.codes(), **REFUSALS}
+    for code, (status, title) in sorted(known.items(), key=lambda pair: (pair[1][0], pair[0])):
+        lines += [f"### {code}", "", f"{status}. {title}.", ""]
+    return "\n".join(lines).rstrip()
+
+
+async def described() -> dict[str, Any]:
+    """Return the OpenAPI document of a server with the four markets."""
+    with TemporaryDirectory() as folder:
+        environ = {"GP4U_DATABASE_URL": f"sqlite:///{folder}/ledger.db"}
+        async with open_server(load_settings(environ, Path(folder))) as server:
+            return document(server.routes)
+
+
+def paths_table(about: dict[str, Any]) -> str:
+    """Return every path: method, role, what it does."""
+    lines = ["| method | path | role | what |", "|---|---|---|---|"]
+    for path, operations in about["paths"].items():
+        for method, operation in operations.items():
+            role = operation[ROLE_KEY]
+            lines.append(f"| {method.upper()} | `{path}` | {role} | {operation['summary']} |")
     return "\n".join(lines)
 
 
 def pages() -> dict[Path, str]:
     """Return path to the text that the file should hold."""
-    wanted = {ROOT / ".env.example": env_example()}
-    for name, table in (("settings", settings_tables()), ("metrics", metrics_table())):
+    about = asyncio.run(described())
+    wanted = {
+        ROOT / ".env.example": env_example(),
+        ROOT / "docs" / "reference" / "openapi.json": json.dumps(about, indent=1) + "\n",
+    }
+    tables = {
+        "settings": settings_tables(),
+        "metrics": metrics_table(),
+        "problems": problems_table(),
+        "api": paths_table(about),
+    }
+    for name, table in tables.items():
         path = ROOT / "docs" / "reference" / f"{name}.md"
         before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
         _, mark, after = rest.partition(END)

@@ -7,27 +7,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from random import Random, SystemRandom
 
 import httpx2
 
-from gp4u.api.server import build_api, serve_api
 from gp4u.book import Book, TtlPolicy
 from gp4u.clock import Clock, SystemClock
+from gp4u.desk.local import LocalDesk
+from gp4u.desk.telling import stored_decision
 from gp4u.errors import Denied, ProviderError
+from gp4u.metrics import Metrics
 from gp4u.model import InstanceState
 from gp4u.providers.contract import Provider
+from gp4u.providers.http import Observe
 from gp4u.providers.registry import Registry, get_provider_registry
 from gp4u.rentals.broker import Broker
+from gp4u.rentals.budget import Budget
+from gp4u.rentals.history import PriceHistory
 from gp4u.rentals.ledger import Ledger, open_ledger
 from gp4u.rentals.plan import Release, ReleaseOrphan, make_policy
 from gp4u.rentals.probe import Prober
 from gp4u.rentals.reconcile import Reconciler, Tick
 from gp4u.rentals.rental import RentalState
+from gp4u.rentals.traced import TracedBroker
 from gp4u.resilience.guard import Guard
 from gp4u.settings import Settings
-from gp4u.telemetry import Metrics
+from gp4u.traces import Traces
 
 BUSY_TICK_S = 5.0
 """Between two looks at a provider while something of ours is starting or being released there."""
@@ -49,7 +57,22 @@ class App:
     ledger: Ledger
     reconciler: Reconciler
     broker: Broker
+    history: PriceHistory
+    budget: Budget
+    desk: LocalDesk
     metrics: Metrics | None
+    turned_at: dict[str, float] = field(default_factory=dict)
+    """Market to the loop time at which its reconcile loop last came round."""
+
+    def beats(self) -> Mapping[str, Callable[[], float]]:
+        """Return background part to a question: how many seconds ago did it last come round?"""
+
+        def since(slug: str) -> Callable[[], float]:
+            now = asyncio.get_running_loop().time
+            began = now()
+            return lambda: now() - self.turned_at.get(slug, began)
+
+        return {f"reconcile {slug}": since(slug) for slug in self.providers}
 
     async def run(self, *also: Callable[[], Awaitable[None]]) -> None:
         """Reconcile every open market until cancelled, beside whatever else is given.
@@ -57,7 +80,7 @@ class App:
         Raises:
             LedgerLocked: another process does this for the same ledger.
         """
-        with self.ledger.hold():
+        async with self.ledger.hold():
             await self.reconciler.recall_bills()
             async with asyncio.TaskGroup() as group:
                 for slug in self.providers:
@@ -72,6 +95,7 @@ class App:
         trouble = ""
         told: set[str] = set()
         while True:
+            self.turned_at[slug] = asyncio.get_running_loop().time()
             pause_s = QUIET_TICK_S
             try:
                 tick = await self.reconciler.tick(slug)
@@ -125,39 +149,6 @@ def _rate_of(guard: Guard) -> Callable[[], float]:
     return lambda: guard.success_rate
 
 
-async def serve(
-    settings: Settings,
-    *,
-    host: str,
-    port: int,
-    started: Callable[[str], None],
-    greeted: Callable[[Mapping[str, ProviderError | None], Mapping[str, str]], None],
-) -> None:
-    """Reconcile, and serve health and metrics, until cancelled.
-
-    `started` gets the address that is served; `greeted` once gets each open market, with why its
-    first call failed, or None, and each other one with why it is not open.
-    """
-    metrics = Metrics(settings.provider_slugs)
-    async with open_app(settings, metrics=metrics) as app:
-        api = build_api(
-            clock=app.clock,
-            book=app.book,
-            ledger=app.ledger,
-            guards=app.guards,
-            disabled=app.disabled,
-            metrics=metrics,
-        )
-
-        async def listen() -> None:
-            await serve_api(api, host=host, port=port, started=started)
-
-        async def greet() -> None:
-            greeted(await greetings(app.providers), app.disabled)
-
-        await app.run(listen, greet)
-
-
 async def greetings(providers: Mapping[str, Provider]) -> Mapping[str, ProviderError | None]:
     """Ask every market for the first time, all at once; return why each did not answer, or None."""
     outcomes: dict[str, ProviderError | None] = dict.fromkeys(providers)
@@ -174,6 +165,11 @@ async def greetings(providers: Mapping[str, Provider]) -> Mapping[str, ProviderE
     return outcomes
 
 
+def _observer(metrics: Metrics | None, traces: Traces | None) -> Observe | None:
+    count = metrics.provider_call if metrics else None
+    return traces.observing(count) if traces else count
+
+
 async def _awaited(part: Callable[[], Awaitable[None]]) -> None:
     await part()
 
@@ -186,6 +182,7 @@ async def open_app(
     random: Random | None = None,
     transport: httpx2.AsyncBaseTransport | None = None,
     metrics: Metrics | None = None,
+    traces: Traces | None = None,
     registry: Registry | None = None,
 ) -> AsyncIterator[App]:
     """Build everything from settings, and close it in the end. Nothing is sent yet.
@@ -207,13 +204,14 @@ async def open_app(
                 installation_secret=secret.get_secret_value().encode() if secret else None,
             )
         )
+        known = registry or get_provider_registry()
         opened = await stack.enter_async_context(
-            (registry or get_provider_registry()).opened(
+            known.opened(
                 settings,
                 clock=clock,
                 random=random,
                 transport=transport,
-                observe=metrics.provider_call if metrics else None,
+                observe=_observer(metrics, traces),
             )
         )
         prober = Prober(allow_loopback=settings.allow_loopback, transport=transport)
@@ -248,7 +246,12 @@ async def open_app(
             logins=opened.logins,
             clock=clock,
         )
-        broker = Broker(
+        budget = Budget(
+            usd_per_hour=settings.budget.usd_per_hour,
+            usd_per_day=settings.budget.usd_per_day,
+            max_rentals=settings.budget.max_rentals,
+        )
+        broker = (Broker if traces is None else partial(TracedBroker, traces))(
             providers=opened.providers,
             book=book,
             ledger=ledger,
@@ -257,6 +260,22 @@ async def open_app(
             random=random,
             max_offer_age_s=settings.max_offer_age_s,
             allow_unlabelled=settings.allow_unlabelled,
+            budget=budget,
+            encode=stored_decision,
+        )
+        history = PriceHistory(ledger.database, keep=timedelta(days=settings.price_history_days))
+        desk = LocalDesk(
+            providers=opened.providers,
+            guards=opened.guards,
+            disabled=opened.disabled,
+            specs=known.specs,
+            book=book,
+            broker=broker,
+            reconciler=reconciler,
+            ledger=ledger,
+            history=history,
+            clock=clock,
+            secrets=settings.secrets(),
         )
         yield App(
             settings=settings,
@@ -268,5 +287,8 @@ async def open_app(
             ledger=ledger,
             reconciler=reconciler,
             broker=broker,
+            history=history,
+            budget=budget,
+            desk=desk,
             metrics=metrics,
         )

@@ -186,38 +186,57 @@ class _Router(httpx2.AsyncBaseTransport):
         self._ways = ways
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return await self._ways[request.url.port or 0].handle_async_request(request)
+        way = self._ways.get(request.url.port or 0)
+        if way is None:  # inside an instance, whose workload nobody runs here
+            return _answer(request, 200, b"ok")
+        return await way.handle_async_request(request)
+
+
+class Markets:
+    """The four, what leads to each, and the variables that say so."""
+
+    def __init__(self, folder: Path, victim: str = "", way: Way | None = None) -> None:
+        self.environ = {
+            "GP4U_ALLOW_LOOPBACK": "1",
+            "GP4U_DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
+        }
+        self.worlds: dict[str, World] = {}
+        self.faults: dict[str, Faults] = {}
+        self._apps = {}
+        ways: dict[int, httpx2.AsyncBaseTransport] = {}
+        for slug, dialect in MARKETS.items():
+            port = _PORTS[slug]
+            self.worlds[slug], self.faults[slug] = make_world(), Faults(random=Random(3))
+            self._apps[slug] = dialect.app(self.worlds[slug], self.faults[slug])
+            inner = InProcessTransport(self._apps[slug])
+            ways[port] = way(inner) if way is not None and slug == victim else inner
+            own = f"http://127.0.0.1:{port}"
+            self.environ |= {name: text.replace(ORIGIN, own) for name, text in dialect.env.items()}
+        self.transport: httpx2.AsyncBaseTransport = _Router(ways)
+
+    def finish(self, app: App) -> None:
+        """Give opened adapters what else they need to run without a socket."""
+        for slug, dialect in MARKETS.items():
+            if dialect.finish is not None:
+                dialect.finish(app.providers[slug], self._apps[slug])
+
+    async def aclose(self) -> None:
+        """End what runs in the worlds."""
+        for world in self.worlds.values():
+            await world.aclose()
 
 
 @asynccontextmanager
 async def quarter(folder: Path, victim: str = "", way: Way | None = None) -> AsyncIterator[Quarter]:
     """Open all four; the way to the victim leads through `way`."""
-    environ = {
-        "GP4U_ALLOW_LOOPBACK": "1",
-        "GP4U_DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
-    }
-    worlds: dict[str, World] = {}
-    faults: dict[str, Faults] = {}
-    ways: dict[int, httpx2.AsyncBaseTransport] = {}
-    apps = {}
-    for slug, dialect in MARKETS.items():
-        port = _PORTS[slug]
-        worlds[slug], faults[slug] = make_world(), Faults(random=Random(3))
-        apps[slug] = dialect.app(worlds[slug], faults[slug])
-        inner = InProcessTransport(apps[slug])
-        ways[port] = way(inner) if way is not None and slug == victim else inner
-        own = f"http://127.0.0.1:{port}"
-        environ |= {name: value.replace(ORIGIN, own) for name, value in dialect.env.items()}
+    markets = Markets(folder, victim, way)
     async with open_app(
-        load_settings(environ, folder),
+        load_settings(markets.environ, folder),
         clock=VirtualClock(),
         random=Random(1),
-        transport=_Router(ways),
+        transport=markets.transport,
         registry=Registry(),
     ) as app:
-        for slug, dialect in MARKETS.items():
-            if dialect.finish is not None:
-                dialect.finish(app.providers[slug], apps[slug])
-        yield Quarter(app, worlds, faults)
-    for world in worlds.values():
-        await world.aclose()
+        markets.finish(app)
+        yield Quarter(app, markets.worlds, markets.faults)
+    await markets.aclose()
