@@ -16,6 +16,7 @@ COMMANDS = (
     ("demo", "Rent, probe, call and release on simulated markets: no account, no key."),
     ("offers", "List what can be rented now, cheapest all-in price first."),
     ("decide", "Say which offer would be rented, and why. Changes nothing."),
+    ("prices", "Draw what a GPU model cost over time, market by market."),
     ("rent", "Rent the best offer, run an image on it, wait until it answers."),
     ("ps", "Show what is rented, checked against the providers."),
     ("logs", "Print what a rented workload printed."),

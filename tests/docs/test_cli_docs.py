@@ -13,13 +13,14 @@ from typer.main import get_command
 
 from gp4u.cli import commands
 from gp4u.cli.failures import Code
-from gp4u.cli.shapes import offer_json, rental_json, unexplained_json
-from gp4u.cli.views import FLAG_OF
-from gp4u.model import Demand, Instance, InstanceState, Snapshot
-from gp4u.selection.decide import decide, to_json
+from gp4u.cli.views import FLAG_OF, decision_data
+from gp4u.desk.shapes import OfferShape, RentalShape, UnexplainedShape
+from gp4u.desk.telling import decision_shape
+from gp4u.model import Demand, Snapshot
+from gp4u.selection.decide import decide
 from gp4u.selection.filters import FILTERS
 from gp4u.settings import Row
-from tests.unit.rentals.builders import AT, intended, offer
+from tests.unit.rentals.builders import AT, offer
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "cli.md").read_text("utf-8")
 EVERYWHERE = {"--help", "-h"}
@@ -90,14 +91,12 @@ def test_every_exit_code_is_on_the_page_and_no_other() -> None:
 def test_every_key_of_the_output_is_on_the_page_and_no_other() -> None:
     """Programs are written by these tables."""
     told = {title: first_cells(text) for title, text in sections("###").items()}
-    instance = Instance(provider="x", instance_id="1", label=None, state=InstanceState.RUNNING)
-    decision = decide(Snapshot([offer()], taken_at=AT), Demand(), at=AT)
-    assert told["an offer"] == set(offer_json(offer()))
-    assert told["a rental"] == {
-        *rental_json(intended(), AT),
-        *unexplained_json("x", instance, "orphan", None),
-    }
-    assert told["a decision"] == {*to_json(decision, top=1, rejections=True), "calls"}
+    found = decide(Snapshot([offer()], taken_at=AT), Demand(), at=AT)
+    decision = decision_data(decision_shape(found, top=1, rejections=True))
+    rental = {*RentalShape.__struct_fields__, *UnexplainedShape.__struct_fields__}
+    assert told["an offer"] == set(OfferShape.__struct_fields__)
+    assert told["a rental"] == rental - {"history"}, "which `-o json` leaves out"
+    assert told["a decision"] == {*decision, "calls"}
     assert told["a variable"] == set(Row._fields)
 
 

@@ -43,7 +43,8 @@ def test_serve_answers_and_a_second_one_finds_the_ledger_held(vast: Market, tmp_
         url = serving.hear(r"http://[^ ]+").group()
         assert get(f"{url}/livez") == (200, '{"status":"ok"}')
         status, body = get(f"{url}/readyz")
-        assert (status, json.loads(body)["parts"]) == (200, {"ledger": "ok", "vastai": "ok"})
+        parts = {"ledger": "ok", "reconcile vastai": "ok"}
+        assert (status, json.loads(body)["parts"]) == (200, parts)
         status, body = get(f"{url}/metrics")
         assert (status, "# TYPE gp4u_" in body) == (200, True)
 

@@ -21,6 +21,8 @@ from gp4u.cli.flags import (
     Command,
     DemandFlags,
     complete_from,
+    complete_gpu,
+    complete_provider,
     complete_rental,
     number,
     shows,
@@ -28,13 +30,20 @@ from gp4u.cli.flags import (
     takes_demand,
     whole,
 )
-from gp4u.cli.run import guarded, log_now, read_settings, run, run_with_app, run_with_ledger
+from gp4u.cli.run import (
+    Counter,
+    guarded,
+    log_now,
+    read_settings,
+    run,
+    run_with_desk,
+    run_with_ledger,
+)
 from gp4u.cli.scenes import render
 from gp4u.cli.screen import Form, Screen
 from gp4u.errors import BadInput
 
 if TYPE_CHECKING:
-    from gp4u.app import App
     from gp4u.clock import Clock
     from gp4u.rentals.ledger import Ledger
 
@@ -127,13 +136,12 @@ def offers(
     if limit < 0:
         raise BadInput("--limit", limit, "must be 0 or more")
 
-    async def work(opened: App) -> None:
-        from gp4u.cli import market, markets  # with the app, which is loaded by now
+    async def work(at: Counter) -> None:
+        from gp4u.cli import market  # with the desk, which is open by now
 
-        markets.need_markets(opened, screen, demand)
-        await market.list_offers(opened, screen, demand, limit=limit)
+        await market.list_offers(at, screen, demand, limit=limit)
 
-    run_with_app(settings, work, screen)
+    run_with_desk(settings, work, screen)
 
 
 @app.command(cls=Command, help=_HELP["decide"])
@@ -156,13 +164,49 @@ def decide(
     if top < 1:
         raise BadInput("--top", top, "must be 1 or more")
 
-    async def work(opened: App) -> None:
-        from gp4u.cli import market, markets  # with the app, which is loaded by now
+    async def work(at: Counter) -> None:
+        from gp4u.cli import market  # with the desk, which is open by now
 
-        markets.need_markets(opened, screen, demand)
-        await market.show_decision(opened, screen, demand, top=top, explain_all=explain)
+        await market.show_decision(at, screen, demand, top=top, explain_all=explain)
 
-    run_with_app(settings, work, screen)
+    run_with_desk(settings, work, screen)
+
+
+@app.command(cls=Command, help=_HELP["prices"])
+@shows
+def prices(
+    *,
+    gpu: Annotated[
+        str,
+        typer.Argument(
+            metavar="GPU", help="One model, such as RTX4090.", autocompletion=complete_gpu
+        ),
+    ],
+    back: Annotated[
+        str,
+        typer.Option(
+            "--range", help="How far back: 1h to 90d, in s, m, h, d or w.", metavar="SPAN"
+        ),
+    ] = "7d",
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            "--provider", help="Market.", metavar="NAME", autocompletion=complete_provider
+        ),
+    ] = None,
+    screen: Screen,
+) -> None:
+    from gp4u import gpus  # a table that only demands and prices need
+    from gp4u.desk.spans import span
+
+    model, within = gpus.one(gpu, "GPU"), span(back, "--range")
+
+    async def work(at: Counter) -> None:
+        from gp4u.cli.prices import show_prices  # with the desk, which is open by now
+
+        await show_prices(at.desk, screen, model, within=within, provider=provider, at=at.now())
+
+    run_with_desk(read_settings(screen), work, screen)
 
 
 _RENT_EXAMPLES: Final = """\
@@ -233,16 +277,15 @@ def rent(
     settings = read_settings(screen)
     demand = parse.demand(wanted, settings, disk_gib=disk, ports=len(asked.ports))
 
-    async def work(opened: App) -> None:
-        from gp4u.cli import markets, renting  # with the app, which is loaded by now
+    async def work(at: Counter) -> None:
+        from gp4u.cli import renting  # with the desk, which is open by now
 
-        markets.need_markets(opened, screen, demand)
         if dry_run:
-            await renting.dry_run(opened, screen, demand, asked)
+            await renting.dry_run(at, screen, demand, asked)
         else:
-            await renting.rent(opened, screen, owner, demand, asked, wait=not no_wait)
+            await renting.rent(at, screen, owner, demand, asked, wait=not no_wait)
 
-    run_with_app(settings, work, screen)
+    run_with_desk(settings, work, screen)
 
 
 @app.command(cls=Command, help=_HELP["ps"])
@@ -259,23 +302,25 @@ def ps(
 ) -> None:
     settings = read_settings(screen)
 
-    async def live(opened: App) -> None:
-        from gp4u.cli import renting  # with the app, which is loaded by now
+    async def asked(at: Counter) -> None:
+        from gp4u.cli import renting  # with the desk, which is open by now
 
-        await renting.ps(opened, screen, everything=everything)
+        await renting.ps(at, screen, everything=everything, ask=not cached)
 
     async def last_seen(ledger: Ledger, clock: Clock) -> None:
         from gp4u.cli.views import say_nothing_is_rented, show_rentals
+        from gp4u.desk.shapes import rental_shape
 
-        found = await (ledger.all_rentals() if everything else ledger.open_rentals())
-        show_rentals(screen, found, clock.now())
-        if not found:
+        rentals = await (ledger.all_rentals() if everything else ledger.open_rentals())
+        at = clock.now()
+        show_rentals(screen, [rental_shape(rental, at) for rental in rentals], at)
+        if not rentals:
             say_nothing_is_rented(screen, everything=everything)
 
-    if cached:
-        run_with_ledger(settings, last_seen, screen)
+    if cached and settings.api.url is None:
+        run_with_ledger(settings, last_seen, screen)  # the ledger alone, so it is quick
     else:
-        run_with_app(settings, live, screen)
+        run_with_desk(settings, asked, screen)
 
 
 _WHICH: Final = "Key, start of a key, name, or instance id."
@@ -298,12 +343,12 @@ def logs(
 ) -> None:
     settings = read_settings(screen)
 
-    async def work(opened: App) -> None:
-        from gp4u.cli import inside  # with the app, which is loaded by now
+    async def work(at: Counter) -> None:
+        from gp4u.cli import inside  # with the desk, which is open by now
 
-        await inside.logs(opened, screen, word, follow=follow, tail=tail)
+        await inside.logs(at, screen, word, follow=follow, tail=tail)
 
-    run_with_app(settings, work, screen)
+    run_with_desk(settings, work, screen)
 
 
 @app.command("exec", cls=Command, help=_HELP["exec"])
@@ -327,13 +372,13 @@ def execute(
 ) -> None:
     settings = read_settings(screen)
 
-    async def work(opened: App) -> None:
-        from gp4u.cli import inside  # with the app, which is loaded by now
+    async def work(at: Counter) -> None:
+        from gp4u.cli import inside  # with the desk, which is open by now
 
         given = sys.stdin.buffer.read(inside.MAX_STDIN + 1) if stdin else b""
-        await inside.execute(opened, screen, word, command, stdin=given, timeout_s=timeout)
+        await inside.execute(at, screen, word, command, stdin=given, timeout_s=timeout)
 
-    run_with_app(settings, work, screen)
+    run_with_desk(settings, work, screen)
 
 
 @app.command(cls=Command, help=_HELP["release"])
@@ -356,11 +401,11 @@ def release(
 ) -> None:
     settings = read_settings(screen)
 
-    async def work(opened: App) -> None:
-        from gp4u.cli import renting  # with the app, which is loaded by now
+    async def work(at: Counter) -> None:
+        from gp4u.cli import renting  # with the desk, which is open by now
 
         await renting.release(
-            opened,
+            at,
             screen,
             words or (),
             everything=everything,
@@ -369,7 +414,7 @@ def release(
             confirm=lambda question: _confirm(screen, question, yes),
         )
 
-    run_with_app(settings, work, screen)
+    run_with_desk(settings, work, screen)
 
 
 @app.command(cls=Command, help=_HELP["sweep"])
@@ -393,20 +438,18 @@ def sweep(
     if grace is not None and not 0 <= grace <= MAX_GRACE_S:
         raise BadInput("--grace", grace, f"must be from 0 to {MAX_GRACE_S} s")
 
-    async def work(opened: App) -> None:
-        from gp4u.cli import markets  # with the app, which is loaded by now
-        from gp4u.cli.sweep import run_sweep
+    async def work(at: Counter) -> None:
+        from gp4u.cli.sweep import run_sweep  # with the desk, which is open by now
 
-        markets.need_markets(opened, screen)
         await run_sweep(
-            opened,
+            at,
             screen,
             grace_s=settings.orphan_grace_s if grace is None else grace,
             dry_run=dry_run,
             confirm=lambda question: _confirm(screen, question, yes),
         )
 
-    run_with_app(settings, work, screen)
+    run_with_desk(settings, work, screen)
 
 
 @app.command(cls=Command, help=_HELP["serve"])
@@ -436,14 +479,14 @@ def serve(
     log_now(settings)
 
     async def work() -> None:
-        from gp4u.app import serve as serve_until_stopped  # the server, which only this needs
         from gp4u.cli.markets import show_greetings  # with the app
+        from gp4u.serving import serve as serve_until_stopped  # which only this needs
 
         await serve_until_stopped(
             settings,
             host=settings.host if host is None else host,
             port=settings.port if port is None else port,
-            started=lambda url: screen.note(f"gp4u serves {url} (/livez, /readyz, /metrics)"),
+            started=lambda url: screen.note(f"gp4u serves {url} (/docs shows how)"),
             greeted=lambda outcomes, closed: show_greetings(screen, outcomes, closed),
         )
 

@@ -12,6 +12,7 @@ import asyncio
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -20,16 +21,15 @@ from msgspec import Struct
 
 from gp4u import gpus
 from gp4u.app import App, open_app
-from gp4u.cli.follow import Follower, duration, log_prefix
+from gp4u.cli.failures import reasons_told
+from gp4u.cli.follow import Follower, cost_after, duration, log_prefix
 from gp4u.cli.screen import Form, Screen
-from gp4u.cli.shapes import endpoint_json, money
 from gp4u.cli.views import hourly
+from gp4u.desk.shapes import RentalShape, money
 from gp4u.errors import BadInput
 from gp4u.model import Demand, HealthCheck, Port, Requirements, Workload
 from gp4u.providers.plugins import Plugins
 from gp4u.providers.registry import SPECS, Registry
-from gp4u.rentals import rental as rentals
-from gp4u.rentals.rental import Rental
 from gp4u.selection.decide import endpoint_log
 from gp4u.settings import load_settings
 from gp4u.sim.runtime import can_run
@@ -161,13 +161,14 @@ class _Play:
     async def run(self, *, once: bool) -> None:
         """Rent, call, tick, release, and lay the bill beside the meter."""
         try:
-            rental = await self._app.broker.rent(
-                "cli:demo", _DEMAND, self._workload, tell=self._follower
-            )
+            with reasons_told(self._screen, _DEMAND):
+                rental = await self._app.desk.rent(
+                    "cli:demo", _DEMAND, self._workload, wait=True, tell=self._follower
+                )
             self._called = await self._call(rental)
             self._show_endpoints(rental)
             while not once:
-                self._show_cost(await self._app.ledger.get(rental.key) or rental)
+                self._show_cost(await self._app.desk.find(rental.key), self._app.clock.now())
                 await asyncio.sleep(TICK_S)
         except asyncio.CancelledError:
             # Ctrl-C is how one leaves the demo: take it as said, and clean up.
@@ -179,29 +180,28 @@ class _Play:
         released = await self._release()
         self._report(released)
 
-    async def _release(self) -> Rental | None:
+    async def _release(self) -> RentalShape | None:
         """Release whatever is open; return the newest rental."""
-        for rental in await self._app.ledger.open_rentals():
-            await self._app.broker.release(
-                rental.key, reason="demo_over", tell=Follower(self._screen, now=self._app.clock.now)
-            )
-        everything = await self._app.ledger.every_rental()
-        return everything[-1] if everything else None
+        desk, newest = self._app.desk, self._follower.rental
+        for rental in (await desk.look(everything=False, ask=False)).rentals:
+            follower = Follower(self._screen, now=self._app.clock.now)
+            newest = await desk.release(rental.key, reason="demo_over", wait=True, tell=follower)
+        return newest
 
-    async def _call(self, rental: Rental) -> list[Called]:
+    async def _call(self, rental: RentalShape) -> list[Called]:
         """Call each service at its published address, as a client would."""
         names = {port: name for name, port in SERVICES} if self._workload.health else {}
         called = []
         async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
             for endpoint in rental.endpoints:
-                if endpoint.container_port not in names:
+                if endpoint.port not in names:
                     continue
-                url = f"{endpoint_json(endpoint)['url']}/health"
+                url = f"{endpoint.url}/health"
                 reply = await client.get(url)
                 called.append(
                     Called(
-                        names[endpoint.container_port],
-                        endpoint.container_port,
+                        names[endpoint.port],
+                        endpoint.port,
                         url,
                         reply.status_code,
                         clean(reply.text, 200),
@@ -210,15 +210,16 @@ class _Play:
         order = [port for _, port in SERVICES]
         return sorted(called, key=lambda c: order.index(c.port))
 
-    def _show_endpoints(self, rental: Rental) -> None:
-        by_port = {e.container_port: e for e in rental.endpoints}
+    def _show_endpoints(self, rental: RentalShape) -> None:
+        ends = {e.port: e.address.rpartition(":") for e in rental.endpoints}
         decision = self._follower.decision
         lines = endpoint_log(
             log_prefix(decision) if decision is not None else "GP4U",
             [
-                (f"{name}.default.svc.cluster.local", port, by_port[port].host, by_port[port].port)
+                (f"{name}.default.svc.cluster.local", port, host.strip("[]"), int(outside))
                 for name, port in SERVICES
-                if port in by_port
+                if port in ends
+                for host, _, outside in (ends[port],)
             ],
         )
         for line in lines:
@@ -228,21 +229,20 @@ class _Play:
             self._screen.note(f"GET {call.url} -> {call.status}", style)
             self._screen.note(f"    {call.body}", "dim")
 
-    def _show_cost(self, rental: Rental) -> None:
+    def _show_cost(self, rental: RentalShape, told_at: datetime) -> None:
         def line() -> str:
             now = self._app.clock.now()
-            cost = money(rentals.cost_usd(rental, at=now))
+            cost = money(cost_after(rental, (now - told_at).total_seconds()))
             running_s = (now - (rental.running_at or rental.intended_at)).total_seconds()
             return f"{duration(running_s)}  ${cost} at {hourly(rental)}  running; Ctrl-C releases"
 
         self._screen.busy(line)
 
-    def _report(self, released: Rental | None) -> None:
+    def _report(self, released: RentalShape | None) -> None:
         """Print the one object, or the last lines for a person."""
         worlds = [market.world for market in self._markets]
         decision = self._follower.decision
-        best = decision.best if decision else None
-        at = self._app.clock.now()
+        best = decision.ranked[0] if decision and decision.ranked else None
         answer = {
             "offers": {
                 note.provider: note.offers for note in (decision.sources if decision else ())
@@ -250,18 +250,18 @@ class _Play:
             "decision": {
                 "offer": best.offer.offer_id if best else None,
                 "score": round(best.score, 4) if best else None,
-                "candidates": len(decision.candidates) if decision else 0,
-                "rejected": len(decision.rejections) if decision else 0,
+                "candidates": decision.candidates if decision else 0,
+                "rejected": decision.rejected if decision else 0,
             },
             "rental": {
                 "key": released.key if released else None,
-                "state": str(released.state) if released else None,
+                "state": released.state if released else None,
             },
             "endpoints": [
                 {"name": c.name, "port": c.port, "url": c.url, "status": c.status}
                 for c in self._called
             ],
-            "cost_usd": money(rentals.cost_usd(released, at=at)) if released else money(Decimal(0)),
+            "cost_usd": money(released.cost_usd if released else Decimal(0)),
             "meter_usd": money(sum((w.meter_total() for w in worlds), Decimal(0))),
             "leaked": sum(len(w.leaked()) for w in worlds),
         }

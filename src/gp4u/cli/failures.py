@@ -6,27 +6,36 @@ error is its own; here it only gets a code and a hint of the next step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
+from typing import TYPE_CHECKING, Final
 
-from gp4u.cli.screen import Screen
+from gp4u.cli.screen import Form, Screen
 from gp4u.errors import (
     BadInput,
+    BudgetRefused,
     CircuitBreakerOpen,
     Denied,
     Gp4uError,
     LedgerLocked,
     LedgerUnusable,
+    MarketClosed,
     NothingFits,
     OutcomeUnknown,
     OwnerHasRental,
     RateLimitExceeded,
     Refused,
+    ServerDenied,
+    ServerUnavailable,
     Throttled,
     Unavailable,
 )
-from gp4u.model import Decision, SourceNote
+from gp4u.model import Demand
 from gp4u.telemetry import Redactor, clean
+
+if TYPE_CHECKING:
+    from gp4u.desk.shapes import DecisionShape, SourceShape
 
 
 class Code(IntEnum):
@@ -37,6 +46,7 @@ class Code(IntEnum):
     USAGE = 2
     NOTHING_FITS = 3
     NOT_ALLOWED = 4
+    BUDGET = 5
     UNAVAILABLE = 6
     CONFLICT = 7
     HELD = 8
@@ -61,8 +71,10 @@ def code_of(error: Gp4uError) -> Code:
             return Code.USAGE
         case NothingFits():
             return Code.NOTHING_FITS
-        case Denied():
+        case Denied() | MarketClosed() | ServerDenied():
             return Code.NOT_ALLOWED
+        case BudgetRefused():
+            return Code.BUDGET
         case Refused(code="insufficient_credit" | "unlabelled" | "other_account"):
             return Code.NOT_ALLOWED
         case OwnerHasRental():
@@ -73,8 +85,22 @@ def code_of(error: Gp4uError) -> Code:
             return Code.UNKNOWN
         case Unavailable() | Throttled() | CircuitBreakerOpen() | RateLimitExceeded():
             return Code.UNAVAILABLE
+        case ServerUnavailable():
+            return Code.UNAVAILABLE
         case _:
             return Code.FAILED
+
+
+_OF_LOOK: Final = {
+    "market_closed": Code.NOT_ALLOWED,
+    "provider_denied": Code.NOT_ALLOWED,
+    "provider_unavailable": Code.UNAVAILABLE,
+}
+
+
+def code_of_look(failed: str) -> Code:
+    """Return the code for a look in which a market could not be asked; `failed` says why."""
+    return _OF_LOOK.get(failed, Code.FAILED)
 
 
 def hints_of(error: Gp4uError) -> Sequence[tuple[str, str]]:
@@ -101,6 +127,21 @@ def hints_of(error: Gp4uError) -> Sequence[tuple[str, str]]:
             )
         case OutcomeUnknown():
             return next_steps(str(error.key))
+        case BudgetRefused():
+            return (
+                (error.budget, "sets this bound"),
+                ("gp4u ps", "shows what is rented"),
+            )
+        case ServerUnavailable():
+            return (
+                ("GP4U_API_URL", "names the server; without it this machine does the work"),
+                ("gp4u serve", "starts one"),
+            )
+        case ServerDenied():
+            return (
+                ("GP4U_API_TOKEN", "is what the server is shown"),
+                ("GP4U_API_TOKENS", "on the server says which tokens may do what"),
+            )
         case LedgerLocked():
             return (("GP4U_DATABASE_URL", "names another ledger; or stop that process"),)
         case LedgerUnusable():
@@ -145,45 +186,62 @@ def explain(screen: Screen, error: Gp4uError, secrets: Sequence[str] = ()) -> No
     screen.steps(hints_of(error))
 
 
-def explain_nothing(screen: Screen, decision: Decision, denied: Sequence[str]) -> Code:
-    """Say why nothing fits, and what each bound alone keeps out; return the code to leave with.
+@contextmanager
+def reasons_told(screen: Screen, demand: Demand) -> Iterator[None]:
+    """Leave with the reasons where nothing fits a demand.
 
-    `denied` names the providers that refused our key.
+    Raises:
+        Leave: nothing does.
     """
+    from gp4u.desk.desk import NoOfferFits  # what asks a desk has loaded it
+
+    try:
+        yield
+    except NoOfferFits as error:
+        screen.rest()
+        if screen.form in (Form.JSON, Form.YAML) and not screen.told:
+            from msgspec.structs import replace
+
+            from gp4u.cli.views import decision_data  # views need our words, and we need theirs
+
+            screen.data(decision_data(replace(error.decision, ranked=())))
+        raise Leave(explain_nothing(screen, error.decision, demand)) from error
+
+
+def explain_nothing(screen: Screen, decision: DecisionShape, demand: Demand) -> Code:
+    """Say why nothing fits, and what each bound alone keeps out; return the code to leave with."""
     unheard = [note for note in decision.sources if note.error and not note.offers]
     if unheard and len(unheard) == len(decision.sources):
         screen.fail("no market could be asked")
         note_sources(screen, decision.sources)
-        for provider in denied:
+        for provider in decision.denied:
             screen.steps(hints_of(Denied(provider, "offers")))
-        if len(denied) == len(unheard):
+        if len(decision.denied) == len(unheard):
             return Code.NOT_ALLOWED
         screen.steps(hints_of(Unavailable("", "")))
         return Code.UNAVAILABLE
-    from gp4u.cli.views import show_relaxations  # these two need numpy, and only here
-    from gp4u.selection.decide import explain as sentence
+    from gp4u.cli.views import show_relaxations  # as above
 
-    total = len(decision.rejections)
-    if total:
-        reasons = sentence(decision).splitlines()[0].partition(": ")[2]
-        screen.fail(f"no offer fits, of {total}: {clean(reasons, 1000)}")
+    if decision.rejected:
+        reasons = decision.explanation.partition("\n")[0].partition(": ")[2]
+        screen.fail(f"no offer fits, of {decision.rejected}: {clean(reasons, 1000)}")
     else:
-        screen.fail(f"no offer fits: nobody offers {_asked_for(decision)} now")
-    show_relaxations(screen, decision)
+        screen.fail(f"no offer fits: nobody offers {_asked_for(demand)} now")
+    show_relaxations(screen, decision, demand)
     note_sources(screen, decision.sources)
     return Code.NOTHING_FITS
 
 
-def _asked_for(decision: Decision) -> str:
+def _asked_for(demand: Demand) -> str:
     """Say what a market was searched for; bounds on its rows come after that."""
-    asked = decision.demand.requirements
+    asked = demand.requirements
     models = " or ".join(asked.gpu_models) or "any GPU"
     kind = "interruptible" if asked.interruptible else "on demand"
     hosts = "on a verified host" if asked.verified_only else "on any host"
     return f"{asked.gpu_count}x {models} {kind} {hosts}"
 
 
-def note_sources(screen: Screen, sources: Sequence[SourceNote]) -> None:
+def note_sources(screen: Screen, sources: Sequence[SourceShape]) -> None:
     """Say which providers could not be asked, or did not show everything."""
     for note in sources:
         if note.error:

@@ -22,6 +22,8 @@ from gp4u.cli.terminal import Colour
 HELP_NAMES: Final = {"help_option_names": ["-h", "--help"]}
 _WHAT: Final = "What to rent"
 _SHOW: Final = "How to show it"
+_IMPATIENT_S: Final = 2.0
+"""How long a shell waits for a server before it completes nothing."""
 _PANELS: Final = ("Options", _WHAT, _SHOW)
 
 
@@ -113,18 +115,26 @@ def complete_rental(incomplete: str) -> list[str]:
     from pathlib import Path
 
     from gp4u.errors import Gp4uError
-    from gp4u.rentals.ledger import open_ledger
     from gp4u.settings import load_settings
 
     async def names() -> list[str]:
         settings = load_settings(os.environ, Path.cwd())
-        async with open_ledger(settings.database_url) as ledger:
-            found = await ledger.open_rentals()
-        return [word for r in found for word in (r.owner.removeprefix("cli:"), r.key)]
+        if settings.api.url is not None:
+            from gp4u.cli.run import open_counter
+
+            async with asyncio.timeout(_IMPATIENT_S), open_counter(settings) as at:
+                seen = await at.desk.look(everything=False, ask=False)
+            held = [(rental.owner, rental.key) for rental in seen.rentals]
+        else:
+            from gp4u.rentals.ledger import open_ledger
+
+            async with open_ledger(settings.database_url) as ledger:
+                held = [(rental.owner, rental.key) for rental in await ledger.open_rentals()]
+        return [word for owner, key in held for word in (owner.removeprefix("cli:"), key)]
 
     try:
         return [name for name in asyncio.run(names()) if name.startswith(incomplete)]
-    except Gp4uError:
+    except (Gp4uError, TimeoutError):
         return []  # a shell that waits for words has no place for a complaint
 
 

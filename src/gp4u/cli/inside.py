@@ -1,62 +1,66 @@
 """`gp4u logs` and `gp4u exec`: what goes on inside a rented instance.
 
-Hides which market can do it, how a log that only shows its newest lines is followed, and that what
-comes from there is a stranger's text: a terminal must not obey it. Neither command changes what is
-rented.
+Hides how a log that only shows its newest lines is followed, and that what comes from there is a
+stranger's text: a terminal must not obey it. Neither command changes what is rented.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Sequence
 from typing import Final
 
-from gp4u.app import App
 from gp4u.cli.failures import Leave, explain
-from gp4u.cli.follow import clean_line
-from gp4u.cli.markets import find_rental, provider_of
+from gp4u.cli.renting import say_closed
+from gp4u.cli.run import Counter
 from gp4u.cli.screen import Screen
-from gp4u.errors import BadInput, InstanceAbsent, RateLimitExceeded, Throttled, Unavailable
-from gp4u.providers.contract import Ability, Provider
-from gp4u.rentals.rental import Rental
+from gp4u.desk.wording import harmless, new_lines
+from gp4u.errors import (
+    BadInput,
+    InstanceAbsent,
+    MarketClosed,
+    RateLimitExceeded,
+    ServerUnavailable,
+    Throttled,
+    Unavailable,
+)
 
 MAX_TAIL: Final = 100_000
 FOLLOW_PAUSE_S: Final = 2.0
-MAX_LINE: Final = 100_000
 MAX_STDIN: Final = 1024 * 1024
 MAX_EXEC_S: Final = 3600
-_ESCAPES: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
-"""Colours and cursor moves, which a log may hold and a terminal would obey."""
 
 
-async def logs(opened: App, screen: Screen, word: str, *, follow: bool, tail: int) -> None:
+async def logs(at: Counter, screen: Screen, word: str, *, follow: bool, tail: int) -> None:
     """Print what the workload of a rental printed; with `follow` until it is gone.
 
     Raises:
         BadInput: there is no such rental, or it has no instance yet.
         ProviderError: the market does not tell.
+        Leave: its market is closed to us.
     """
     if not 1 <= tail <= MAX_TAIL:
         raise BadInput("--tail", tail, f"must be from 1 to {MAX_TAIL}")
-    rental, instance_id, provider = await _inside(opened, screen, word)
-    _need(opened, provider, Ability.LOGS, word, "tells no logs")
+    # Followed by its key: a name may mean another rental once this one is gone.
+    key = (await at.desk.find(word)).key
     shown: list[str] = []
     trouble = ""
     while True:
         try:
-            text = await provider.logs(instance_id, tail=tail)
+            text = await at.desk.logs(key if shown else word, tail=tail)
         except InstanceAbsent:
             if shown:
-                screen.note(f"{rental.key} is gone", "dim")
+                screen.note(f"{key} is gone", "dim")
                 return
             raise
-        except (Unavailable, Throttled, RateLimitExceeded) as error:
+        except MarketClosed as error:
+            raise say_closed(screen, key, error.provider, error.why) from error
+        except (Unavailable, Throttled, RateLimitExceeded, ServerUnavailable) as error:
             if not (follow and shown):
                 raise
             if not trouble:
-                explain(screen, error, opened.settings.secrets())
+                explain(screen, error, at.secrets)
             trouble = str(error)
         else:
             trouble = ""
@@ -71,7 +75,7 @@ async def logs(opened: App, screen: Screen, word: str, *, follow: bool, tail: in
 
 
 async def execute(
-    opened: App,
+    at: Counter,
     screen: Screen,
     word: str,
     command: Sequence[str],
@@ -83,48 +87,25 @@ async def execute(
 
     Raises:
         BadInput: there is no such rental, it has no instance yet, or its market cannot do this.
-        Leave: the command ended with something else than 0.
+        Leave: the command ended with something else than 0, or the market is closed to us.
         ProviderError: the market did not run it, or nobody knows how it ended.
     """
     if not 0 < timeout_s <= MAX_EXEC_S:
         raise BadInput("--timeout", timeout_s, f"must be above 0 and at most {MAX_EXEC_S} s")
     if len(stdin) > MAX_STDIN:
         raise BadInput("--stdin", f"{len(stdin)} bytes", f"must be at most {MAX_STDIN} bytes")
-    _, instance_id, provider = await _inside(opened, screen, word)
-    _need(opened, provider, Ability.EXEC, word, "runs no commands inside an instance")
-    screen.busy(f"running it at {provider.spec.title}")
-    done = await provider.exec(instance_id, tuple(command), stdin=stdin, timeout_s=timeout_s)
+    key = (await at.desk.find(word)).key
+    screen.busy("running it")
+    try:
+        done = await at.desk.execute(word, tuple(command), stdin=stdin, timeout_s=timeout_s)
+    except MarketClosed as error:
+        screen.rest()
+        raise say_closed(screen, key, error.provider, error.why) from error
     screen.rest()
     _print(done.stdout, screen, to_stderr=False)
     _print(done.stderr, screen, to_stderr=True)
     if done.exit_code:
         raise Leave(done.exit_code)
-
-
-async def _inside(opened: App, screen: Screen, word: str) -> tuple[Rental, str, Provider]:
-    """Return a rental, its instance's id, and its market.
-
-    Raises:
-        BadInput: there is no such rental, or it has no instance yet.
-        Leave: its market is closed to us.
-    """
-    rental = await find_rental(opened, word)
-    if rental.instance_id is None:
-        raise BadInput("KEY", word, f"the rental is {rental.state} and has no instance yet")
-    return rental, rental.instance_id, provider_of(opened, screen, rental)
-
-
-def _need(opened: App, provider: Provider, ability: Ability, word: str, lack: str) -> None:
-    """Refuse what a market does not do, before it is asked.
-
-    Raises:
-        BadInput: it does not; the text names it, and those of the open markets that do.
-    """
-    if ability in provider.spec.can:
-        return
-    able = [each.spec.title for each in opened.providers.values() if ability in each.spec.can]
-    others = f"; {', '.join(able)} would" if able else ""
-    raise BadInput("KEY", word, f"is at {provider.spec.title}, which {lack}{others}")
 
 
 def _print(output: bytes, screen: Screen, *, to_stderr: bool) -> None:
@@ -139,23 +120,3 @@ def _print(output: bytes, screen: Screen, *, to_stderr: bool) -> None:
         return
     lines = output.decode("utf-8", errors="replace").splitlines()
     stream.write("".join(f"{harmless(line)}\n" for line in lines))
-
-
-def new_lines(shown: Sequence[str], lines: Sequence[str]) -> Sequence[str]:
-    """Return what follows the lines that were shown already; a log is a sliding window.
-
-    The last line shown may have been half of one: then the whole of it is new.
-    """
-    for start in range(len(shown)):
-        rest = shown[start:]
-        if lines[: len(rest)] == rest:
-            return lines[len(rest) :]
-        half = len(rest) - 1
-        if lines[:half] == rest[:half] and "".join(lines[half : half + 1]).startswith(rest[half]):
-            return lines[half:]
-    return lines
-
-
-def harmless(line: str) -> str:
-    """Return a line of a workload's log: its indent kept, nothing in it that a terminal obeys."""
-    return clean_line(_ESCAPES.sub("", line).expandtabs(8)[:MAX_LINE], MAX_LINE)

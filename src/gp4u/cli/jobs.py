@@ -1,6 +1,6 @@
 """What people and programs see of a render job: a line, a row, its stable keys.
 
-Rentals have `views.py` and `shapes.py`; a render job shares nothing with them but the forms of
+Rentals have `views.py`; a render job shares nothing with them but the forms of
 output. All text in a job is foreign and is cleaned here.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from gp4u.cli.screen import Form, Screen
-from gp4u.cli.shapes import money
 from gp4u.cli.tables import Cell, Column
 from gp4u.cli.views import UNKNOWN, short_key
+from gp4u.desk.shapes import money
 from gp4u.providers.render.legacy_wire import RenderProgress
 from gp4u.telemetry import clean
 

@@ -6,35 +6,39 @@ where nothing fits.
 
 from __future__ import annotations
 
-from gp4u.app import App
-from gp4u.cli.failures import note_sources
-from gp4u.cli.follow import LAUNCHING, Follower, clean_line, selection_lines
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from gp4u.cli.failures import note_sources, reasons_told
+from gp4u.cli.follow import SCORED, Follower
+from gp4u.cli.markets import need_markets
+from gp4u.cli.run import Counter
 from gp4u.cli.screen import Form, Screen
-from gp4u.cli.views import show_candidates, show_offers, show_rejections
-from gp4u.errors import NothingFits
-from gp4u.model import Decision, Demand
-from gp4u.selection.decide import explain, to_json
-from gp4u.telemetry import clean
+from gp4u.cli.views import decision_data, show_candidates, show_offers, show_rejections
+from gp4u.desk.desk import NoOfferFits
+from gp4u.desk.shapes import DecisionShape
+from gp4u.desk.wording import LAUNCHING, clean_line
+from gp4u.model import Demand
 
 
-async def list_offers(opened: App, screen: Screen, demand: Demand, *, limit: int) -> None:
+async def list_offers(at: Counter, screen: Screen, demand: Demand, *, limit: int) -> None:
     """Print every offer that passes the demand, cheapest first; 0 as a limit is none.
 
     Raises:
-        NothingFits: there is none.
+        Leave: there is none.
     """
-    decision = await _decision(opened, screen, demand)
+    decision = await _decision(at, screen, demand, top=None, rejections=False)
     good = sorted(
-        (c.offer for c in decision.candidates),
+        (c.offer for c in decision.ranked),
         key=lambda o: (o.price_usd_per_hour, o.provider, o.offer_id),
     )
     shown = good[:limit] if limit else good
-    at = opened.clock.now()
-    if not good:
-        if screen.form in (Form.JSON, Form.YAML):
-            screen.data([])  # a list, as ever: the reasons are on stderr
-        raise NothingFits(decision)
-    show_offers(screen, shown, at)
+    with reasons_told(screen, demand):
+        if not good:
+            if screen.form in (Form.JSON, Form.YAML):
+                screen.data([])  # a list, as ever: the reasons are on stderr
+            raise NoOfferFits(decision)
+    show_offers(screen, shown, at.now())
     note_sources(screen, decision.sources)
     of = f" of {len(good)}" if len(shown) < len(good) else ""
     disk = f"{demand.requirements.disk_gib:g} GB"
@@ -43,50 +47,55 @@ async def list_offers(opened: App, screen: Screen, demand: Demand, *, limit: int
 
 
 async def show_decision(
-    opened: App, screen: Screen, demand: Demand, *, top: int, explain_all: bool
+    at: Counter, screen: Screen, demand: Demand, *, top: int, explain_all: bool
 ) -> None:
     """Print who would be rented and why; with `explain_all` also why each other would not.
 
     Raises:
-        NothingFits: nobody would.
+        Leave: nobody would.
     """
-    decision = await _decision(opened, screen, demand)
-    if decision.best is None:
-        if explain_all and not screen.is_data:
-            show_rejections(screen, decision.rejections)
-        raise NothingFits(decision)
+    decision = await _decision(at, screen, demand, top=top, rejections=explain_all)
+    rejections = () if decision.rejections is UNSET else decision.rejections
+    with reasons_told(screen, demand):
+        if not decision.candidates:
+            if explain_all and not screen.is_data:
+                show_rejections(screen, rejections)
+            raise NoOfferFits(replace(decision, rejections=UNSET))
     if screen.form is Form.NAME:
-        screen.names(
-            f"{c.offer.provider}/{clean(c.offer.offer_id)}" for c in decision.candidates[:top]
-        )
+        screen.names(f"{c.offer.provider}/{c.offer.offer_id}" for c in decision.ranked)
     elif screen.is_data:
-        screen.data(to_json(decision, top=top, rejections=explain_all))
+        screen.data(decision_data(decision))
     else:
-        *told, selected = selection_lines(decision, top=0)
+        *told, selected = decision.log
         for line in told:
-            screen.line(line)
-        show_candidates(screen, decision.candidates[:top])
+            if not line.startswith(SCORED):  # the table below has them, and more of them
+                screen.line(line)
+        show_candidates(screen, decision.ranked)
         screen.line(selected.removesuffix(LAUNCHING), "bold")  # nothing is launched here
         if explain_all:
-            for line in explain(decision).splitlines():
+            for line in decision.explanation.splitlines():
                 screen.line(clean_line(line))
-            show_rejections(screen, decision.rejections)
+            show_rejections(screen, rejections)
         else:
-            _hint_at_the_rest(screen, decision, top)
+            _hint_at_the_rest(screen, decision)
     note_sources(screen, decision.sources)
 
 
-def _hint_at_the_rest(screen: Screen, decision: Decision, top: int) -> None:
-    more = len(decision.candidates) - top
+def _hint_at_the_rest(screen: Screen, decision: DecisionShape) -> None:
+    more = decision.candidates - len(decision.ranked)
     if more > 0:
         screen.hint(f"{more} more would do; --top shows them")
-    if decision.rejections:
-        screen.hint(f"{len(decision.rejections)} do not fit; --explain says why")
+    if decision.rejected:
+        screen.hint(f"{decision.rejected} do not fit; --explain says why")
 
 
-async def _decision(opened: App, screen: Screen, demand: Demand) -> Decision:
-    asked = demand.requirements.providers or tuple(opened.providers)
+async def _decision(
+    at: Counter, screen: Screen, demand: Demand, *, top: int | None, rejections: bool
+) -> DecisionShape:
+    asked = await need_markets(at.desk, screen, demand)
     screen.busy(f"asking {', '.join(asked)}")
-    decision = await opened.broker.decide(demand, tell=Follower(screen, now=opened.clock.now))
+    decision = await at.desk.decide(
+        demand, top=top, rejections=rejections, tell=Follower(screen, now=at.now)
+    )
     screen.rest()
     return decision

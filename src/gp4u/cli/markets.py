@@ -1,60 +1,48 @@
-"""Which markets are open, what they hold of ours, and which rental a word means.
-
-The commands that act on rentals share these; each says what it could not find out.
-"""
+"""Which markets are open, what each of them said at first, and what would open the others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from socket import gaierror
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct
-
-from gp4u.app import App
-from gp4u.cli.failures import Code, Leave, code_of, hints_of
+from gp4u.cli.failures import Code, Leave, hints_of
 from gp4u.cli.screen import Screen
-from gp4u.cli.shapes import unexplained_json
 from gp4u.errors import BadInput, Denied, ProviderError, Throttled
 from gp4u.model import Demand
-from gp4u.providers.contract import Provider
-from gp4u.rentals.rental import Rental
 from gp4u.telemetry import clean
 
+if TYPE_CHECKING:
+    from gp4u.desk.desk import Desk
+
 _STATUSES: Final = frozenset(map(int, HTTPStatus))
-_NOT_HERE = "no such market in this version"
-_NAMING_DASHES = 2
-"""What stands before the second dash is the same in every key of an installation."""
 
 
-class Seen(Struct, frozen=True):
-    """What one look at every open market brought."""
-
-    unexplained: list[dict[str, Any]]
-    """Instances without a rental, as `ps` prints them."""
-    failed: Code | None
-    """The gravest reason why a market could not be asked, or None."""
-
-
-def need_markets(opened: App, screen: Screen, demand: Demand | None = None) -> None:
-    """Leave with 4 where none of the wanted markets is open, saying what would open each.
+async def need_markets(desk: Desk, screen: Screen, demand: Demand | None = None) -> Sequence[str]:
+    """Return the open ones of the wanted markets; where there is none, say what would open each.
 
     Where only some are closed, those that were asked for by name are said to be.
 
     Raises:
+        BadInput: a market was asked for that nobody knows.
         Leave: none is open.
     """
+    known = {each.provider: each for each in await desk.markets()}
     wanted = demand.requirements.providers if demand else ()
-    asked = wanted or (*opened.providers, *opened.disabled)
-    if any(slug in opened.providers for slug in asked):
-        for slug in wanted:
-            if slug not in opened.providers:
-                screen.warn(f"{slug} is not asked: {opened.disabled.get(slug, _NOT_HERE)}")
-        return
+    for slug in wanted:
+        if slug not in known:
+            raise BadInput("--provider", slug, f"known: {', '.join(known)}")
+    asked = [known[slug] for slug in wanted or known]
+    good = [each.provider for each in asked if each.open]
+    if good:
+        for each in asked if wanted else ():
+            if not each.open:
+                screen.warn(f"{each.provider} is not asked: {each.why}")
+        return good
     screen.fail("no market is open")
-    for slug in asked:
-        screen.note(f"  {slug}: {opened.disabled.get(slug, _NOT_HERE)}")
+    for each in asked:
+        screen.note(f"  {each.provider}: {each.why}")
     screen.steps([("gp4u demo", "shows it all on a simulated market, without an account")])
     raise Leave(Code.NOT_ALLOWED)
 
@@ -125,63 +113,3 @@ def _next_steps(error: ProviderError) -> Sequence[tuple[str, str]]:
             return ((when, "it is asked again"), (slower, "makes us ask less often"))
         case _:
             return (("wait", "it is asked again by itself; the other markets go on"),)
-
-
-async def refresh(opened: App, screen: Screen) -> Seen:
-    """Reconcile every open market once; trouble is said, and does not stop the others."""
-    unexplained: list[dict[str, Any]] = []
-    failed: Code | None = None
-    for slug in opened.providers:
-        try:
-            tick = await opened.reconciler.tick(slug)
-        except ProviderError as error:
-            screen.warn(f"{clean(str(error), 400)}; its rentals are shown as last seen")
-            failed = max(failed or Code.DONE, code_of(error))
-            continue
-        for problem in tick.problems:
-            screen.warn(clean(problem, 400))
-        if tick.elsewhere:
-            accounts = ", ".join(sorted({clean(r.account, 40) for r in tick.elsewhere}))
-            screen.warn(
-                f"{slug}: {len(tick.elsewhere)} of its rentals are paid by another account "
-                f"({accounts}) and are shown as last seen"
-            )
-        unexplained += [unexplained_json(slug, o.instance, "orphan", o.key) for o in tick.orphans]
-        unexplained += [unexplained_json(slug, i, "foreign", i.label) for i in tick.foreign]
-    for slug in {r.provider for r in await opened.ledger.open_rentals()} - set(opened.providers):
-        reason = opened.disabled.get(slug, _NOT_HERE)
-        screen.warn(f"{slug}: {reason}; its rentals are shown as last seen")
-    return Seen(unexplained, failed)
-
-
-async def find_rental(opened: App, word: str) -> Rental:
-    """Return the rental that a key, its beginning, a name or an instance id means.
-
-    Raises:
-        BadInput: it means none, or several.
-    """
-    found = await opened.ledger.find(word) if word else []
-    if not found:
-        raise BadInput("KEY", word, "no rental has this key, name or id; `gp4u ps -a` lists all")
-    by_key = all(r.key.startswith(word) and r.owner != f"cli:{word}" for r in found)
-    if by_key and (word.count("-") < _NAMING_DASHES or word.endswith("-")):
-        raise BadInput("KEY", word, "is how every key begins; give more of it")
-    several = [r for r in found if r.is_open]
-    if len(several) > 1:
-        keys = ", ".join(r.key for r in several[:5])
-        raise BadInput("KEY", word, f"is not one rental but {len(several)}: {keys}")
-    return found[0]
-
-
-def provider_of(opened: App, screen: Screen, rental: Rental) -> Provider:
-    """Return the market of a rental.
-
-    Raises:
-        Leave: it is closed to us.
-    """
-    provider = opened.providers.get(rental.provider)
-    if provider is None:
-        reason = opened.disabled.get(rental.provider, _NOT_HERE)
-        screen.fail(f"rental {rental.key} is at {rental.provider}: {reason}")
-        raise Leave(Code.NOT_ALLOWED)
-    return provider

@@ -1,125 +1,113 @@
 """`gp4u rent`, `ps` and `release`: a rental from its intent to its proven end.
 
-The broker and the reconciler do the work. Here it is said what happens, and the key is said before
-anything can cost money and again when somebody interrupts.
+The desk does the work. Here it is said what happens, and the key is said before anything can cost
+money and again when somebody interrupts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
 
-from msgspec.structs import replace
-
-from gp4u.app import App
-from gp4u.cli.failures import Code, Leave, next_steps
-from gp4u.cli.follow import LAUNCHING, Follower, selection_lines
-from gp4u.cli.markets import find_rental, provider_of, refresh
+from gp4u.cli.failures import Code, Leave, code_of_look, explain, next_steps, reasons_told
+from gp4u.cli.follow import Follower
+from gp4u.cli.markets import need_markets
+from gp4u.cli.run import Counter
 from gp4u.cli.screen import Form, Screen
-from gp4u.cli.views import name_of, say_nothing_is_rented, show_rental, show_rentals
-from gp4u.errors import (
-    BadInput,
-    NothingFits,
-    OutcomeUnknown,
-    OwnerHasRental,
+from gp4u.cli.views import (
+    decision_data,
+    name_of,
+    say_nothing_is_rented,
+    show_rental,
+    show_rentals,
 )
-from gp4u.model import Demand, Workload
-from gp4u.providers.contract import Call
-from gp4u.rentals.broker import Intended, Progress
-from gp4u.rentals.rental import Rental
-from gp4u.selection.decide import to_json
-from gp4u.telemetry import Redactor
+from gp4u.desk.desk import NoOfferFits, Tell
+from gp4u.desk.shapes import IntendedStep, MarketShape, RentalShape, StepShape
+from gp4u.desk.wording import LAUNCHING
+from gp4u.errors import BadInput, NoSuch, OutcomeUnknown, OwnerHasRental, ServerUnavailable
+from gp4u.model import Demand, RentalKey, Workload
 
-_SECRET_NAME: Final = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
-_PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]+@")
-HIDDEN: Final = "***"
+_NOT_HERE = "no such market in this version"
 
 
 async def rent(
-    opened: App, screen: Screen, owner: str, demand: Demand, workload: Workload, *, wait: bool
+    at: Counter, screen: Screen, owner: str, demand: Demand, workload: Workload, *, wait: bool
 ) -> None:
     """Rent, follow the rental until it answers, and print it.
 
     Raises:
-        Gp4uError: it came to nothing; see `Broker.rent`.
+        Gp4uError: it came to nothing; see `Desk.rent`.
+        Leave: nothing fits, or no market is open.
     """
-    for held in await opened.ledger.open_rentals():
-        if held.owner == owner and held.is_live:
+    asked = await need_markets(at.desk, screen, demand)
+    screen.busy(f"asking {', '.join(asked)}")
+    with reasons_told(screen, demand):
+        try:
+            rental = await _telling_the_key(
+                at,
+                screen,
+                lambda tell: at.desk.rent(owner, demand, workload, wait=wait, tell=tell),
+            )
+        except OwnerHasRental as error:
             if screen.form is not Form.NAME:
-                show_rental(screen, held, opened.clock.now())
-            raise OwnerHasRental(owner, held.key)
-    screen.busy(f"asking {', '.join(demand.requirements.providers or tuple(opened.providers))}")
-    follower = Follower(screen, now=opened.clock.now)
-    try:
-        rental = await _telling_the_key(
-            screen,
-            follower,
-            lambda tell: opened.broker.rent(owner, demand, workload, wait=wait, tell=tell),
-        )
-    except OutcomeUnknown as error:
-        held_now = await opened.ledger.get(error.key)
-        if held_now is not None:
-            show_rental(screen, held_now, opened.clock.now())
-        raise
-    show_rental(screen, rental, opened.clock.now())
+                await _show_held(at, screen, error.key)
+            raise
+        except OutcomeUnknown as error:
+            await _show_held(at, screen, error.key)
+            raise
+    show_rental(screen, rental)
     if not wait and rental.instance_id is None:
-        raise OutcomeUnknown(rental.provider, "rent", "not confirmed yet", key=rental.key)
+        raise OutcomeUnknown(
+            rental.provider, "rent", "not confirmed yet", key=RentalKey(rental.key)
+        )
     name = name_of(rental)
     screen.hint(f"`gp4u logs {name}` shows what it prints, `gp4u release {name}` ends it")
 
 
-async def dry_run(opened: App, screen: Screen, demand: Demand, workload: Workload) -> None:
+async def dry_run(at: Counter, screen: Screen, demand: Demand, workload: Workload) -> None:
     """Print the decision and the calls that `rent` would send; send none of them.
 
     Raises:
-        NothingFits: nothing would be rented.
+        Leave: nothing would be rented.
     """
-    hidden = {k: HIDDEN if _SECRET_NAME.search(k) else v for k, v in workload.env.items()}
-    # Before the calls are made: a market may put the environment into a text of its own.
-    shown = replace(workload, env=hidden)
-    decision, first, calls = await opened.broker.dry_run(demand, shown)
-    if first is None:
-        raise NothingFits(decision)
-    answer = to_json(decision, top=3, rejections=False)
-    secrets = [v for k, v in workload.env.items() if _SECRET_NAME.search(k)]
-    redact = Redactor([*opened.settings.secrets(), *secrets])
-    answer["calls"] = [_redacted(call, redact) for call in calls]
+    await need_markets(at.desk, screen, demand)
+    found = await at.desk.dry_run(demand, workload)
+    with reasons_told(screen, demand):
+        if found.offer is None:
+            raise NoOfferFits(found.decision)
     if screen.form is Form.NAME:
-        screen.names([f"{first.offer.provider}/{first.offer.offer_id}"])
+        screen.names([found.offer.id])
     elif screen.is_data:
-        screen.data(answer)
+        screen.data({**decision_data(found.decision), "calls": found.calls})
     else:
-        for line in selection_lines(decision, top=3):
+        for line in found.decision.log:
             screen.note(line.removesuffix(LAUNCHING))
-        screen.data({"calls": answer["calls"]})
+        screen.data({"calls": found.calls})
         screen.note("dry run: nothing was sent", "dim")
 
 
-async def ps(opened: App, screen: Screen, *, everything: bool) -> None:
-    """Ask the markets what there is, and print it beside what the ledger knows.
+async def ps(at: Counter, screen: Screen, *, everything: bool, ask: bool) -> None:
+    """Print what there is; with `ask` as the markets say now, else as it was last seen.
 
     Raises:
         Leave: a market could not be asked, so its part is as it was last seen.
     """
-    screen.busy(f"asking {', '.join(opened.providers)}" if opened.providers else "reading")
-    seen = await refresh(opened, screen)
+    if ask:
+        good = [each.provider for each in await at.desk.markets() if each.open]
+        screen.busy(f"asking {', '.join(good)}" if good else "reading")
+    found = await at.desk.look(everything=everything, ask=ask)
     screen.rest()
-    ledger = opened.ledger
-    found = await (ledger.all_rentals() if everything else ledger.open_rentals())
-    show_rentals(screen, found, opened.clock.now(), seen.unexplained)
-    if not found and not seen.unexplained:
+    for warning in found.warnings:
+        screen.warn(warning)
+    show_rentals(screen, found.rentals, at.now(), found.unexplained)
+    if not found.rentals and not found.unexplained:
         say_nothing_is_rented(screen, everything=everything)
-    for rental in found:
-        if rental.is_open and rental.provider not in opened.providers:
-            raise Leave(Code.NOT_ALLOWED)
-    if seen.failed is not None:
-        raise Leave(seen.failed)
+    if ask and found.failed is not None:
+        raise Leave(code_of_look(found.failed))
 
 
 async def release(
-    opened: App,
+    at: Counter,
     screen: Screen,
     words: Sequence[str],
     *,
@@ -138,84 +126,104 @@ async def release(
     """
     if everything == bool(words):
         raise BadInput("KEY", " ".join(words), "name rentals, or --all for every open one")
+    markets = {each.provider: each for each in await at.desk.markets()}
     if everything:
-        screen.busy(f"asking {', '.join(opened.providers)}")
-        await refresh(opened, screen)
-        found = await opened.ledger.open_rentals()
+        screen.busy(f"asking {', '.join(slug for slug, each in markets.items() if each.open)}")
+        seen = await at.desk.look(everything=False, ask=True)
+        screen.rest()
+        for warning in seen.warnings:
+            screen.warn(warning)
+        found = list(seen.rentals)
     else:
-        found = list({r.key: r for r in [await find_rental(opened, w) for w in words]}.values())
+        named = [await at.desk.find(word) for word in words]
+        found = list({rental.key: rental for rental in named}.values())
     if forget:
         confirm(f"close {len(found)} rentals without proof? what still runs goes on costing money")
-        forgotten = [await opened.broker.forget(rental.key) for rental in found]
-        show_rentals(screen, forgotten, opened.clock.now())
+        forgotten = [await at.desk.forget(rental.key) for rental in found]
+        show_rentals(screen, forgotten, at.now())
         return
     for rental in found:
-        provider_of(opened, screen, rental)  # before the first one is released
+        _need_open(screen, markets.get(rental.provider), rental)  # before the first is released
     if len(found) > 1:
         confirm(f"release {len(found)} rentals?")
-    done: list[Rental] = []
-    for rental in found:
-        follower = Follower(screen, now=opened.clock.now)
-        try:
-            done.append(
-                await opened.broker.release(
-                    rental.key, reason="released_by_user", wait=wait, tell=follower
-                )
-            )
-        except asyncio.CancelledError:
-            screen.rest()
-            screen.fail(f"interrupted; {rental.key} is being released and may still cost money")
-            screen.steps(next_steps(rental.key))
-            raise
+    done = [await _released(at, screen, rental.key, wait=wait) for rental in found]
     screen.rest()
-    show_rentals(screen, done, opened.clock.now())
+    show_rentals(screen, done, at.now())
     if not done and not screen.is_data:
         screen.note("nothing to release")
 
 
-async def _telling_the_key(
-    screen: Screen,
-    follower: Follower,
-    start: Callable[[Callable[[Progress], None]], Awaitable[Rental]],
-) -> Rental:
-    """Await a rent; if it is interrupted, say last which key to ask for."""
-    intended: Rental | None = None
+def say_closed(screen: Screen, key: str, provider: str, why: str) -> Leave:
+    """Say that a rental is at a market that is closed to us; return what to leave with."""
+    screen.fail(f"rental {key} is at {provider}: {why}")
+    return Leave(Code.NOT_ALLOWED)
 
-    def tell(step: Progress) -> None:
+
+def _need_open(screen: Screen, market: MarketShape | None, rental: RentalShape) -> None:
+    """Refuse a rental whose market is closed.
+
+    Raises:
+        Leave: it is.
+    """
+    if market is None or not market.open:
+        why = _NOT_HERE if market is None else market.why
+        raise say_closed(screen, rental.key, rental.provider, why)
+
+
+async def _released(at: Counter, screen: Screen, key: str, *, wait: bool) -> RentalShape:
+    follower = Follower(screen, now=at.now)
+    try:
+        return await at.desk.release(key, reason="released_by_user", wait=wait, tell=follower)
+    except asyncio.CancelledError:
+        screen.rest()
+        screen.fail(f"interrupted; {key} is being released and may still cost money")
+        screen.steps(next_steps(key))
+        raise
+
+
+async def _show_held(at: Counter, screen: Screen, key: str) -> None:
+    """Print the rental that an error is about, if it is known."""
+    screen.rest()
+    try:
+        held = await at.desk.find(key)
+    except (NoSuch, ServerUnavailable):
+        return  # what is known of it is in the error
+    show_rental(screen, held)
+
+
+async def _telling_the_key(
+    at: Counter, screen: Screen, start: Callable[[Tell], Awaitable[RentalShape]]
+) -> RentalShape:
+    """Await a rent; if it is interrupted, say last which key to ask for."""
+    follower = Follower(screen, now=at.now)
+    intended: RentalShape | None = None
+
+    def tell(step: StepShape) -> None:
         nonlocal intended
-        if isinstance(step, Intended):
+        if isinstance(step, IntendedStep):
             intended = step.rental
         follower(step)
 
     try:
         return await start(tell)
+    except ServerUnavailable as error:
+        if not error.sent:
+            raise
+        screen.rest()
+        explain(screen, error, at.secrets)
+        screen.warn("nobody knows whether it was rented: `gp4u ps` will show it")
+        raise Leave(Code.UNKNOWN) from error
     except asyncio.CancelledError:
         screen.rest()
-        if intended is None:
-            screen.fail("interrupted; nothing was rented")
-        else:
-            screen.fail(f"interrupted; rental {intended.key} may be paid for")
+        if intended is not None:
+            goes_on = f": {at.server} goes on with it" if at.server else ""
+            screen.fail(f"interrupted; rental {intended.key} may be paid for{goes_on}")
             screen.steps(next_steps(intended.key))
+        elif at.server:
+            screen.fail(f"interrupted; {at.server} goes on, and may rent it yet")
+            screen.steps((("gp4u ps", "shows what became of it"),))
+        else:
+            screen.fail("interrupted; nothing was rented")
         raise
     finally:
         screen.rest()
-
-
-def _redacted(call: Call, redact: Redactor) -> dict[str, object]:
-    """Return a call as it would be sent, with keys of ours and passwords in URLs hidden, at any
-    depth.
-    """
-
-    def hide(value: Any) -> Any:
-        match value:
-            case str():
-                return _PASSWORD.sub(f"{HIDDEN}@", redact(value))
-            case Mapping():
-                return {name: hide(inner) for name, inner in value.items()}
-            case list() | tuple():
-                return [hide(inner) for inner in value]
-            case _:
-                return value
-
-    body = hide(call.body) if call.body is not None else None
-    return {"method": call.method, "url": hide(call.url), "body": body}

@@ -1,6 +1,7 @@
 """From a command's coroutine to its exit code: settings, signals, failures, broken pipes.
 
-Hides the event loop. Ctrl-C and SIGTERM cancel the coroutine, which may still say something; then
+Hides the event loop, and which desk a command stands at: this process's own, or a server's where
+`GP4U_API_URL` is set. Ctrl-C and SIGTERM cancel the coroutine, which may still say something; then
 the process ends with 130 or 143. Whatever fails is explained by `failures.py`.
 """
 
@@ -11,23 +12,42 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from gp4u.cli.failures import Code, Leave, code_of, explain, explain_nothing
-from gp4u.cli.screen import Form, Screen
-from gp4u.errors import Gp4uError, NothingFits
+from msgspec import Struct
+
+from gp4u.cli.failures import Code, Leave, code_of, explain
+from gp4u.cli.screen import Screen
+from gp4u.errors import BadInput, Gp4uError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from gp4u.app import App
     from gp4u.clock import Clock
-    from gp4u.model import Decision
+    from gp4u.desk.desk import Desk
     from gp4u.rentals.ledger import Ledger
     from gp4u.settings import Settings
 
 T = TypeVar("T")
+
+_WORDS: Final = {"key": "KEY"}
+"""What the desk calls a value, and what it is called in front of it; flags are `parse.py`'s."""
+
+
+class Counter(Struct, frozen=True, kw_only=True):
+    """Where a command stands."""
+
+    desk: Desk
+    now: Callable[[], datetime]
+    secrets: Sequence[str]
+    """What must not be printed, wherever it comes from."""
+    server: str = ""
+    """Address of the server that does the work, and goes on with it when the command ends."""
 
 
 def read_settings(screen: Screen) -> Settings:
@@ -45,28 +65,60 @@ def read_settings(screen: Screen) -> Settings:
     return settings
 
 
+def run_with_desk(
+    settings: Settings, work: Callable[[Counter], Awaitable[None]], screen: Screen
+) -> None:
+    """Run a command on the desk, to its end, and leave with its code."""
+
+    async def job() -> None:
+        async with open_counter(settings) as counter:
+            try:
+                await work(counter)
+            except BadInput as error:
+                if error.field not in _WORDS:
+                    raise
+                raise BadInput(_WORDS[error.field], error.value, error.bound) from error
+
+    logging.getLogger().addHandler(_OnFirstRecord(settings))
+    run(job(), screen, settings.secrets())
+
+
+@asynccontextmanager
+async def open_counter(settings: Settings) -> AsyncIterator[Counter]:
+    """Open the server's desk if there is a server, else everything."""
+    from gp4u.clock import SystemClock
+
+    secrets = settings.secrets()
+    if settings.api.url is not None:
+        from gp4u.cli.remote import open_remote_desk  # HTTP, and little else
+
+        token = settings.api.token
+        async with open_remote_desk(
+            settings.api.url, token.get_secret_value() if token else None, SystemRandom()
+        ) as remote:
+            yield Counter(
+                desk=remote, now=SystemClock().now, secrets=secrets, server=settings.api.url
+            )
+        return
+    from gp4u.app import open_app  # everything; the quick commands get by with less
+
+    async with open_app(settings) as opened:
+        gc.freeze()  # code stays: to look through it for garbage takes 30 ms each time
+        yield Counter(desk=opened.desk, now=opened.clock.now, secrets=secrets)
+
+
 def run_with_app(
     settings: Settings, work: Callable[[App], Awaitable[None]], screen: Screen
 ) -> None:
-    """Run a command on the open app, to its end, and leave with its code."""
+    """Run a command on the open parts themselves, to its end, and leave with its code."""
     logging.getLogger().addHandler(_OnFirstRecord(settings))
 
     async def job() -> None:
         from gp4u.app import open_app  # everything; the quick commands get by with less
 
         async with open_app(settings) as opened:
-            gc.freeze()  # code stays: to look through it for garbage takes 30 ms each time
-            try:
-                await work(opened)
-            except NothingFits as error:
-                decision = await _with_reasons(opened, error.decision)
-                screen.rest()
-                denied = [slug for slug, g in opened.guards.items() if g.health().denied]
-                if screen.form in (Form.JSON, Form.YAML) and not screen.told:
-                    from gp4u.selection.decide import to_json  # numpy is loaded by now
-
-                    screen.data(to_json(decision, top=0, rejections=False))
-                raise Leave(explain_nothing(screen, decision, denied)) from error
+            gc.freeze()  # as above
+            await work(opened)
 
     run(job(), screen, settings.secrets())
 
@@ -86,25 +138,6 @@ def run_with_ledger(
             await work(ledger, SystemClock())
 
     run(job(), screen, settings.secrets())
-
-
-async def _with_reasons(opened: App, decision: Decision) -> Decision:
-    """Return the same answer over more offers, where the search itself kept all of them out.
-
-    A market is only asked for the wanted GPU, so an empty reply gives no reasons.
-    """
-    if decision.rejections or any(note.error for note in decision.sources):
-        return decision
-    from msgspec.structs import replace
-
-    from gp4u.providers.contract import Query
-    from gp4u.selection.decide import decide
-
-    wider = replace(decision.demand.requirements, gpu_models=(), verified_only=False)
-    snapshot = await opened.book.snapshot(Query(requirements=wider))
-    if not snapshot.offers:
-        return decision
-    return decide(snapshot, decision.demand, at=opened.clock.now())
 
 
 def log_now(settings: Settings) -> None:

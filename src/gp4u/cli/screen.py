@@ -1,8 +1,9 @@
 """Where a command's words go: results to stdout, everything else to stderr, in the form asked for.
 
 Hides the difference between a person at a terminal and a program behind a pipe. Data is printed
-whole, with stable keys (`shapes.py`); tables give way to narrow terminals (`tables.py`); colour and
-motion are for terminals only (`terminal.py`). Foreign text must be cleaned before it comes here.
+whole, with stable keys (`api/shapes.py`); tables give way to narrow terminals (`tables.py`); colour
+and motion are for terminals only (`terminal.py`). Foreign text must be cleaned before it comes
+here.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from enum import StrEnum
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from gp4u.cli.tables import Column, Row, draw
 from gp4u.cli.terminal import Colour, Terminal
@@ -62,7 +64,7 @@ class Screen:
         """Print a value as YAML where that was asked for, else as JSON."""
         import msgspec  # not needed by the commands that print none
 
-        plain = msgspec.to_builtins(value)
+        plain = _stamped(msgspec.to_builtins(value, builtin_types=(datetime,)))
         if self.form is Form.YAML:
             import yaml  # 40 ms that JSON never needs
 
@@ -138,3 +140,16 @@ class Screen:
     def _write(self, text: str) -> None:
         self.err.clear()
         self.out.write(text)
+
+
+def _stamped(value: Any) -> Any:
+    """Return plain values with every moment written out, and with its offset in digits."""
+    match value:
+        case dict():
+            return {name: _stamped(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_stamped(inner) for inner in value]
+        case datetime():
+            return value.isoformat()
+        case _:
+            return value

@@ -10,17 +10,18 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from gp4u.app import App
+from gp4u.cli.markets import need_markets
+from gp4u.cli.run import Counter
 from gp4u.cli.screen import Form, Screen
 from gp4u.cli.tables import Cell, Column, Row
 from gp4u.cli.views import STATE_STYLE
-from gp4u.errors import ProviderError
-from gp4u.rentals.plan import Orphan
+from gp4u.desk.shapes import UnexplainedShape
+from gp4u.errors import NoSuch
 from gp4u.telemetry import clean
 
 
 async def run_sweep(
-    opened: App,
+    at: Counter,
     screen: Screen,
     *,
     grace_s: float,
@@ -31,26 +32,31 @@ async def run_sweep(
 
     Raises:
         ProviderError: a market could not be listed, so nothing is known of it.
+        Leave: no market is open.
     """
-    screen.busy(f"asking {', '.join(opened.providers)}")
-    first = await _orphans(opened, screen)
+    asked = await need_markets(at.desk, screen)
+    screen.busy(f"asking {', '.join(asked)}")
+    first = await _orphans(at, screen)
     report: list[dict[str, str]] = [_row(orphan, "orphan") for orphan in first.values()]
     if first and not dry_run:
         several = f"{len(first)} machines" if len(first) > 1 else "1 machine"
         confirm(f"release {several} that nothing explains?")
         screen.busy(f"{several} found; looking again in {grace_s:.0f} s")
         await asyncio.sleep(grace_s)
-        still = await _orphans(opened, screen)
+        still = {p: o for p, o in (await _orphans(at, screen)).items() if p in first}
+        report = []
         for place, orphan in still.items():
-            if place in first:
-                await _release(opened, orphan)
-        report = [_row(orphan, "released") for place, orphan in still.items() if place in first]
+            try:
+                await at.desk.release_orphan(*place)
+            except NoSuch:
+                continue  # gone, or explained, since it was looked at
+            report.append(_row(orphan, "released"))
         left = dict(still)
         pause_s = 1.0
         while left:
             await asyncio.sleep(pause_s)
             pause_s = min(10.0, pause_s * 1.5)
-            now = await _orphans(opened, screen)
+            now = await _orphans(at, screen)
             left = {place: orphan for place, orphan in now.items() if place in left}
             screen.busy(f"waiting for {len(left)} to be gone")
     screen.rest()
@@ -87,37 +93,19 @@ def _show(screen: Screen, report: Sequence[Mapping[str, str]]) -> None:
         screen.note("nothing to sweep: every machine of ours is explained", "green")
 
 
-async def _release(opened: App, orphan: Orphan) -> None:
-    instance = orphan.instance
-    await opened.ledger.note(
-        orphan.key, "orphan", f"releasing {instance.instance_id}", at=opened.clock.now()
-    )
-    await opened.reconciler.release_instance(instance.provider, instance.instance_id)
-
-
-async def _orphans(opened: App, screen: Screen) -> dict[tuple[str, str], Orphan]:
+async def _orphans(at: Counter, screen: Screen) -> dict[tuple[str, str], UnexplainedShape]:
     """Return the orphans of every market by (provider, instance id)."""
-    found = {}
-    trouble: ProviderError | None = None
-    for slug in opened.providers:
-        try:
-            tick = await opened.reconciler.tick(slug)
-        except ProviderError as error:
-            screen.warn(clean(str(error), 400))
-            trouble = error
-            continue
-        for orphan in tick.orphans:
-            found[slug, orphan.instance.instance_id] = orphan
-    if trouble is not None and not found:
-        raise trouble
-    return found
+    found, warnings = await at.desk.orphans()
+    for warning in warnings:
+        screen.warn(warning)
+    return {(each.provider, each.instance_id): each for each in found}
 
 
-def _row(orphan: Orphan, state: str) -> dict[str, str]:
+def _row(orphan: UnexplainedShape, state: str) -> dict[str, str]:
     return {
-        "provider": orphan.instance.provider,
-        "instance_id": orphan.instance.instance_id,
-        "key": orphan.key,
+        "provider": orphan.provider,
+        "instance_id": orphan.instance_id,
+        "key": orphan.key or "",
         "state": state,
-        "seen": str(orphan.instance.state),
+        "seen": orphan.seen,
     }

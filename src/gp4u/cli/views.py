@@ -1,7 +1,7 @@
 """What people see of offers, decisions, rentals and settings: which columns, and which go first.
 
-Hides every choice of wording and layout; JSON is `shapes.py`. Widths are `tables.py`'s. All
-foreign text passes `clean` here.
+Hides every choice of wording and layout. What it shows are the shapes of `api/shapes.py`, wherever
+they were made; their texts are clean, and are only cut here. Widths are `tables.py`'s.
 """
 
 from __future__ import annotations
@@ -11,13 +11,22 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import UNSET, structs
+
 from gp4u.cli.screen import Form, Screen
-from gp4u.cli.shapes import address, money, offer_json, rental_json
 from gp4u.cli.tables import Cell, Column, Row
 from gp4u.cli.terminal import cut
-from gp4u.model import Candidate, Decision, Endpoint, Offer, Rejection
-from gp4u.rentals import rental as rentals
-from gp4u.rentals.rental import Rental
+from gp4u.desk.shapes import (
+    CandidateShape,
+    DecisionShape,
+    EndpointShape,
+    OfferShape,
+    RejectionShape,
+    RentalShape,
+    UnexplainedShape,
+    money,
+)
+from gp4u.model import Demand
 from gp4u.telemetry import clean
 
 if TYPE_CHECKING:
@@ -48,7 +57,7 @@ def age(since: datetime | None, at: datetime) -> str:
     return f"{seconds}s"
 
 
-def name_of(rental: Rental) -> str:
+def name_of(rental: RentalShape) -> str:
     """Return what `--name` was, or the whole owner of a rental that was not made here."""
     return rental.owner.removeprefix("cli:")
 
@@ -87,13 +96,13 @@ _OFFERS_WIDE: Final = (
 )
 
 
-def show_offers(screen: Screen, offers: Sequence[Offer], at: datetime) -> None:
+def show_offers(screen: Screen, offers: Sequence[OfferShape], at: datetime) -> None:
     """Print offers in the form that was asked for."""
     match screen.form:
         case Form.NAME:
             screen.names(f"{o.provider}/{clean(o.offer_id)}" for o in offers)
         case Form.JSON | Form.YAML:
-            screen.data([offer_json(o) for o in offers])
+            screen.data(offers)
         case Form.WIDE:
             rows = [[*_offer_row(o, at), *_offer_rest(o)] for o in offers]
             screen.table(_OFFERS_WIDE, rows)
@@ -104,29 +113,25 @@ def show_offers(screen: Screen, offers: Sequence[Offer], at: datetime) -> None:
         screen.note(f"~ an estimate: {', '.join(estimates)} names the price once hosts have bid")
 
 
-def _offer_row(o: Offer, at: datetime) -> list[str | Cell]:
-    shown = offer_json(o)
-    score = shown["g_score"]
+def _offer_row(o: OfferShape, at: datetime) -> list[str | Cell]:
     return [
         o.provider,
         clean(o.offer_id, 100),
         gpus_of(o.gpu_model, o.gpu_count),
         f"{o.vram_gib:g} GiB",
         price(o.price_usd_per_hour, estimated=o.estimated),
-        o.region.code if o.region else _unknown(),
+        o.region or _unknown(),
         _share(o.reliability),
         _number(o.download_mbps),
-        f"{score:.0f}" if isinstance(score, float) else _unknown(),
+        f"{o.g_score:.0f}" if o.g_score is not None else _unknown(),
         age(o.fetched_at, at),
     ]
 
 
-def _offer_rest(o: Offer) -> list[str | Cell]:
-    parts = offer_json(o)["g_score_parts"]
+def _offer_rest(o: OfferShape) -> list[str | Cell]:
+    parts = o.g_score_parts
     return [
-        " ".join(f"{each:.2f}" for each in parts.values())
-        if isinstance(parts, dict)
-        else _unknown(),
+        _unknown() if parts is None else " ".join(f"{each:.2f}" for each in parts.values()),
         _number(o.cpu_cores),
         _number(o.ram_gib, " GiB"),
         _number(o.disk_gib, " GiB"),
@@ -149,7 +154,7 @@ _PARTS: Final = {
 """Criterion to the head of its part of the score; one that is missing here heads itself."""
 
 
-def show_candidates(screen: Screen, candidates: Sequence[Candidate]) -> None:
+def show_candidates(screen: Screen, candidates: Sequence[CandidateShape]) -> None:
     """Print ranked candidates with the parts that their scores are the sum of."""
     if not candidates:
         return
@@ -176,15 +181,45 @@ def show_candidates(screen: Screen, candidates: Sequence[Candidate]) -> None:
             clean(o.offer_id, 100),
             gpus_of(o.gpu_model, o.gpu_count),
             price(o.price_usd_per_hour, estimated=o.estimated),
-            o.region.code if o.region else _unknown(),
+            o.region or _unknown(),
             _share(o.reliability),
-            f"{c.g_score:.0f}" if c.g_score is not None else _unknown(),
+            f"{o.g_score:.0f}" if o.g_score is not None else _unknown(),
             Cell(f"{c.score:.3f}", "bold green" if rank == 1 else ""),
             "=",
             *(f"{c.parts[part]:.3f}" for part in parts),
         ]
         rows.append(row)
     screen.table(columns, rows)
+
+
+def decision_data(decision: DecisionShape) -> dict[str, Any]:
+    """Return a decision as `-o json` and `-o yaml` show it: the winner on top, and flat rows."""
+    best = decision.ranked[0] if decision.ranked else None
+    answer: dict[str, Any] = {
+        "offer": best.offer.offer_id if best else None,
+        "provider": best.offer.provider if best else None,
+        "score": best.score if best else None,
+        "candidates": decision.candidates,
+        "rejected": decision.rejected,
+        "ranked": [
+            {**structs.asdict(c.offer), "score": c.score, "parts": c.parts} for c in decision.ranked
+        ],
+        "relaxations": decision.relaxations,
+        "sources": decision.sources,
+        "decided_at": decision.decided_at,
+    }
+    if decision.rejections is not UNSET:
+        answer["rejections"] = [
+            {
+                "provider": r.offer.provider,
+                "offer_id": r.offer.offer_id,
+                "filter": r.filter,
+                "value": r.value,
+                "bound": r.bound,
+            }
+            for r in decision.rejections
+        ]
+    return answer
 
 
 _REJECTIONS: Final = (
@@ -198,7 +233,7 @@ _REJECTIONS: Final = (
 )
 
 
-def show_rejections(screen: Screen, found: Sequence[Rejection]) -> None:
+def show_rejections(screen: Screen, found: Sequence[RejectionShape]) -> None:
     """Print every rejection with filter, value and bound."""
     if not found:
         return
@@ -236,21 +271,18 @@ FLAG_OF: Final[Mapping[str, str]] = {
 """Filter to the flag that relaxes its bound."""
 
 
-def show_relaxations(screen: Screen, decision: Decision) -> None:
+def show_relaxations(screen: Screen, decision: DecisionShape, demand: Demand) -> None:
     """Say beside the result what each bound alone keeps out, and which flag would let some in."""
-    from gp4u.selection.decide import relaxations  # numpy, which most commands never need
-
-    found = [one for one in relaxations(decision) if one.excluded_alone]
+    found = [one for one in decision.relaxations if one.excluded_alone]
     if not found:
-        if decision.rejections:
+        if decision.rejected:
             screen.note("  no single bound keeps an offer out: at least two must give way")
         return
     rows = []
     for one in found:
         flag = FLAG_OF.get(one.filter, "")
         nearest = clean(one.nearest or "", 60).replace(", ", ",").replace(" ", "")
-        asked = decision.demand.requirements
-        if one.filter == "kind" and asked.interruptible:
+        if one.filter == "kind" and demand.requirements.interruptible:
             flag = "without --interruptible"
         rows.append(
             [
@@ -295,14 +327,17 @@ _RENTALS_WIDE: Final = (
 
 
 def show_rentals(
-    screen: Screen, found: Sequence[Rental], at: datetime, extra: Sequence[Mapping[str, Any]] = ()
+    screen: Screen,
+    found: Sequence[RentalShape],
+    at: datetime,
+    extra: Sequence[UnexplainedShape] = (),
 ) -> None:
     """Print rentals, and after them instances that no rental explains (`extra`)."""
     match screen.form:
         case Form.NAME:
             screen.names(r.key for r in found)
         case Form.JSON | Form.YAML:
-            screen.data([*(rental_json(r, at) for r in found), *extra])
+            screen.data([*map(_without_history, found), *extra])
         case Form.TABLE | Form.WIDE:
             wide = screen.form is Form.WIDE
             rows: list[Row] = []
@@ -319,20 +354,24 @@ def say_nothing_is_rented(screen: Screen, *, everything: bool) -> None:
         screen.note("nothing is rented" if everything else "nothing is rented; -a shows what was")
 
 
-def _rental_rows(r: Rental, at: datetime, *, wide: bool, folded: bool) -> list[Row]:
+def _without_history(rental: RentalShape) -> RentalShape:
+    return structs.replace(rental, history=UNSET)
+
+
+def _rental_rows(r: RentalShape, at: datetime, *, wide: bool, folded: bool) -> list[Row]:
     """Return a rental's row; if `folded`, each further endpoint stands in a row of its own."""
-    ends = [f"{_port(e)}→{address(e)}" for e in r.endpoints] if r.is_live else []
+    ends = [f"{_port(e)}→{e.address}" for e in r.endpoints]
     if not ends:
         ends = [f"({clean(r.reason, 60)})" if r.reason else UNKNOWN]
     first, *more = ends if folded else [", ".join(ends)]
     row: list[str | Cell] = [
         clean(name_of(r), 70),
         r.key,
-        Cell(str(r.state), STATE_STYLE[str(r.state)]),
+        _state(r.state),
         r.provider,
         gpus_of(r.gpu_model, r.gpu_count),
         price(r.price_usd_per_hour, estimated=r.estimated),
-        money(rentals.cost_usd(r, at=at)),
+        money(r.cost_usd),
         age(r.intended_at, at),
     ]
     rest = _rental_rest(r) if wide else []
@@ -341,52 +380,54 @@ def _rental_rows(r: Rental, at: datetime, *, wide: bool, folded: bool) -> list[R
     return rows
 
 
-def _rental_rest(r: Rental) -> list[str | Cell]:
+def _rental_rest(r: RentalShape) -> list[str | Cell]:
     return [
         clean(r.instance_id or UNKNOWN, 40),
         clean(r.offer_id, 40),
         r.region or _unknown(),
-        r.workload.image,
-        str(r.seen) if r.seen else _unknown(),
-        clean(r.reason, 60) or _unknown(),
+        r.image,
+        r.seen or _unknown(),
+        clean(r.reason or "", 60) or _unknown(),
     ]
 
 
-def _extra_row(thing: Mapping[str, Any]) -> list[str | Cell]:
-    cost = thing["price_usd_per_hour"]
-    row: list[str | Cell] = [_unknown(), thing["key"] or UNKNOWN]
-    row += [Cell(thing["state"], STATE_STYLE[thing["state"]]), thing["provider"], _unknown()]
-    row += [price(Decimal(cost)) if cost else _unknown(), _unknown(), _unknown()]
-    return [*row, f"({thing['note']})"]
+def _state(state: str) -> Cell:
+    return Cell(state, STATE_STYLE.get(state, ""))
 
 
-def _extra_rest(thing: Mapping[str, Any]) -> list[str | Cell]:
+def _extra_row(thing: UnexplainedShape) -> list[str | Cell]:
+    cost = thing.price_usd_per_hour
+    row: list[str | Cell] = [_unknown(), thing.key or UNKNOWN]
+    row += [_state(thing.state), thing.provider, _unknown()]
+    row += [_unknown() if cost is None else price(cost), _unknown(), _unknown()]
+    return [*row, f"({thing.note})"]
+
+
+def _extra_rest(thing: UnexplainedShape) -> list[str | Cell]:
     nothing = _unknown()
-    return [clean(thing["instance_id"], 40), nothing, nothing, nothing, thing["seen"], nothing]
+    return [clean(thing.instance_id, 40), nothing, nothing, nothing, thing.seen, nothing]
 
 
-def show_rental(screen: Screen, rental: Rental, at: datetime) -> None:
+def show_rental(screen: Screen, rental: RentalShape) -> None:
     """Print one rental in full, as `rent` does in the end."""
     if screen.form is Form.NAME:
         screen.names([rental.key])
         return
     if screen.is_data:
-        screen.data(rental_json(rental, at))
+        screen.data(_without_history(rental))
         return
     where = f", {rental.region}" if rental.region else ""
     facts = [
         ("key", rental.key),
         ("name", clean(name_of(rental), 70)),
-        ("state", str(rental.state)),
+        ("state", rental.state),
         ("machine", f"{gpus_of(rental.gpu_model, rental.gpu_count)}{where}, {rental.provider}"),
         ("price", f"{hourly(rental)}, all-in"),
     ]
-    if rental.is_live and rental.paid_until is not None:
+    if rental.live and rental.paid_until is not None:
         until = f"{rental.paid_until:%Y-%m-%d %H:%M} UTC; more is bought while `gp4u serve` runs"
         facts.append(("paid", f"until {until}"))
-    for endpoint in rental.endpoints if rental.is_live else ():
-        scheme = "http://" if endpoint.protocol == "tcp" else ""
-        facts.append(("endpoint", f"{_port(endpoint)} → {scheme}{address(endpoint)}"))
+    facts += [("endpoint", f"{_port(e)} → {e.url or e.address}") for e in rental.endpoints]
     for name, value in facts:
         screen.text(f"{screen.out.painted(f'{name:<9}', 'dim')} {value}\n")
 
@@ -418,7 +459,7 @@ def show_settings(screen: Screen, settings: Settings) -> None:
         screen.table(_SETTINGS, lines)
 
 
-def hourly(rental: Rental) -> str:
+def hourly(rental: RentalShape) -> str:
     """Return what a rental costs in an hour, as it stands in a sentence; `~` marks an estimate."""
     return f"{'~' if rental.estimated else ''}${price(rental.price_usd_per_hour)}/h"
 
@@ -428,9 +469,8 @@ def price(usd_per_hour: Decimal, *, estimated: bool = False) -> str:
     return ("~" if estimated else "") + f"{usd_per_hour:.3f}"
 
 
-def _port(endpoint: Endpoint) -> str:
-    udp = endpoint.protocol != "tcp"
-    return f"{endpoint.container_port}/udp" if udp else f"{endpoint.container_port}"
+def _port(endpoint: EndpointShape) -> str:
+    return f"{endpoint.port}/udp" if endpoint.protocol != "tcp" else f"{endpoint.port}"
 
 
 def _unknown() -> Cell:
