@@ -36,12 +36,7 @@ SETUP = "scripts/setup-container-engine.sh installs it"
 def service() -> Iterator[str]:
     """Run podman's API service with `IMAGE` in its storage; yield the path of its socket."""
     home = Path(tempfile.mkdtemp(prefix="gp4u-podman-"))
-    podman = [
-        *(tool("podman"), "--runtime", tool("runc"), "--cgroup-manager", "cgroupfs"),
-        *("--events-backend", "file", "--storage-driver", "vfs"),
-        *("--root", str(home / "storage"), "--runroot", str(home / "run")),
-        *("--tmpdir", str(home / "tmp"), "--network-config-dir", str(home / "networks")),
-    ]
+    podman = engine(home)
     path, said = home / "api.sock", home / "service.log"
     with said.open("wb") as log:
         running = subprocess.Popen(
@@ -58,6 +53,16 @@ def service() -> Iterator[str]:
         running.terminate()
         running.wait()
         shutil.rmtree(home)
+
+
+def engine(home: Path) -> list[str]:
+    """Return the beginning of every command line: podman, with all that it keeps in a folder."""
+    return [
+        *(tool("podman"), "--runtime", tool("runc"), "--cgroup-manager", "cgroupfs"),
+        *("--events-backend", "file", "--storage-driver", "vfs"),
+        *("--root", str(home / "storage"), "--runroot", str(home / "run")),
+        *("--tmpdir", str(home / "tmp"), "--network-config-dir", str(home / "networks")),
+    ]
 
 
 def tool(name: str) -> str:
