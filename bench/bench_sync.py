@@ -136,14 +136,17 @@ async def _simulate() -> None:
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
-async def _answer_from_cans() -> None:
-    """Answer with large bodies until standard input ends; print the variables as a line."""
+async def answer_from_cans(wanted: Mapping[str, int]) -> None:
+    """Answer with large bodies until standard input ends; print the variables as a line.
+
+    `wanted` is as `ROWS`.
+    """
     from bodies import canned, ionet_list, recorded, render_pages
 
     cans: dict[str, list[bytes]] = {}
     environ: dict[str, str] = {}
     origin = "http://127.0.0.1:{port}"
-    for provider, rows in ROWS.items():
+    for provider, rows in wanted.items():
         small = provider in ("ionet", "render")
         said = await recorded(provider, offers=2_000 if small else rows)
         for path, body in said.bodies.items():
@@ -210,7 +213,7 @@ def main() -> int:
             asyncio.run(_simulate())
             return 0
         case ["cans"]:
-            asyncio.run(_answer_from_cans())
+            asyncio.run(answer_from_cans(ROWS))
             return 0
         case ["look"]:
             print(json.dumps(asyncio.run(_look())))
