@@ -19,6 +19,9 @@ demo: ## see the whole idea work, without an account (ARGS="--once -o json")
 test: ## lint, then every test (ARGS goes to pytest)
 	@scripts/bootstrap.sh dev
 	@scripts/setup-container-engine.sh >&2
+	@scripts/setup-databases.sh >&2
+	@scripts/setup-promtool.sh >&2
+	@scripts/setup-image.sh >&2
 	@PYTHON=$(CURDIR)/.venv/bin/python tests/contract/setup-vastai-cli.sh >&2
 	@$(MAKE) lint >&2
 	@exec .venv/bin/pytest -n 2 $(ARGS)

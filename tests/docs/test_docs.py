@@ -13,12 +13,12 @@ import pytest
 
 from gp4u.__main__ import COMMANDS
 from gp4u.cli import commands
+from gp4u.metric_table import METRICS
 from gp4u.provider_settings import SEED_PROVIDERS
 from gp4u.providers.akash import adapter as akash
 from gp4u.providers.akash import auction
 from gp4u.providers.registry import SPECS
 from gp4u.settings import load_settings, variables
-from gp4u.telemetry import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "gp4u"
