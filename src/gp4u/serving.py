@@ -47,6 +47,7 @@ from gp4u.traces import opened_traces
 
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BLOCK_BYTES: Final = 4 << 20
+"""Above what waits for a caller's socket: such a block comes and goes with each reply."""
 
 Greet = Callable[[Mapping[str, ProviderError | None], Mapping[str, str]], None]
 
