@@ -139,7 +139,7 @@ async def _serve() -> None:
         stream=unread,
     )
     async with open_server(settings) as server:
-        gc.freeze()  # as every command does
+        gc.freeze()  # as `Server.run` does, which would also look at what is rented
         book = server.app.book
 
         missing, came = set(server.app.providers), asyncio.Event()

@@ -8,6 +8,7 @@ came with. `gp4u serve` and `uvicorn gp4u.asgi:app` both open this.
 from __future__ import annotations
 
 import ctypes
+import gc
 import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -68,6 +69,7 @@ class Server:
         Raises:
             LedgerLocked: another process does this for the same ledger.
         """
+        gc.freeze()  # code stays: to look through it for garbage stalls the loop each time
         await self.app.run(*self.loops, *also)
 
 
