@@ -46,9 +46,12 @@ from gp4u.settings import Settings
 from gp4u.telemetry import request_log
 from gp4u.traces import opened_traces
 
+_M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BLOCK_BYTES: Final = 4 << 20
 """Above what waits for a caller's socket: such a block comes and goes with each reply."""
+_SPARE_BYTES: Final = 2 * _LARGE_BLOCK_BYTES
+"""What the heap keeps at its end; glibc's own 128 KiB would be given back with each reply."""
 
 Greet = Callable[[Mapping[str, ProviderError | None], Mapping[str, str]], None]
 
@@ -173,11 +176,13 @@ def _return_large_blocks() -> None:
     what is allocated beside them keeps them from being returned: fifty megabytes by the third
     refresh of a large market. Other C libraries have no such habit, and no such call.
 
-    Source: mallopt(3) of the Linux man-pages 6.9, M_MMAP_THRESHOLD; checked 2026-11.
+    Source: mallopt(3) of the Linux man-pages 6.9, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD; checked
+    2026-11.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _SPARE_BYTES)  # which follows the other only while that is unset
 
 
 def _listen(app: App, bus: EventBus, recorder: PriceRecorder, metrics: Metrics) -> None:
