@@ -21,6 +21,7 @@
       BudgetRefused            renting would break a budget             -> nothing was sent
       NothingFits              no candidate; carries the decision       -> the caller prints why
       OwnerHasRental           a second live rental for one owner       -> caller shows the first
+      CalledOff                released by somebody while it was being rented -> no other one
       IllegalMove              a bug, or a stale copy of a rental       -> loud at its rim
       StaleRental              somebody else moved the rental first     -> re-read, decide again
       LedgerLocked             another process holds the ledger         -> exit code 8
@@ -227,6 +228,14 @@ class OwnerHasRental(Gp4uError):
     def __init__(self, owner: str, key: RentalKey) -> None:
         self.owner, self.key = owner, key
         super().__init__(f"owner {owner!r} already has the live rental {key}")
+
+
+class CalledOff(Gp4uError):
+    """Somebody released the rental while it was still coming up, so no other one is rented."""
+
+    def __init__(self, key: RentalKey, reason: str) -> None:
+        self.key, self.reason = key, reason
+        super().__init__(f"rental {key} was released while it was coming up: {reason}")
 
 
 class IllegalMove(Gp4uError):

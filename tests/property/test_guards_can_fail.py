@@ -27,7 +27,7 @@ from gp4u.rentals import reconcile
 from gp4u.rentals.budget import Budget
 from gp4u.rentals.ledger import Ledger
 from gp4u.rentals.plan import Action, Close, GiveUp, Policy, ReleaseOrphan
-from gp4u.rentals.rental import Rental, RentalState
+from gp4u.rentals.rental import Hopeless, Rental, RentalState
 from gp4u.sim.faults import Rule
 from tests.contract.vastai.test_read_faults import (
     test_an_empty_list_while_five_machines_are_held_concludes_nothing as hold_five,
@@ -107,7 +107,7 @@ def without_a_second_look(patch: pytest.MonkeyPatch) -> None:
 
     def hasty(r: Rental, began_at: datetime, policy: Policy) -> list[Action]:
         if r.is_live and r.seen_at is not None:
-            return [GiveUp(r, "instance_lost")]
+            return [GiveUp(r, Hopeless.INSTANCE_LOST)]
         return honest(r, began_at, policy)
 
     patch.setattr(plans, "_absent", hasty)

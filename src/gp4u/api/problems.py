@@ -18,6 +18,7 @@ from gp4u.desk.shapes import DecisionShape
 from gp4u.errors import (
     BadInput,
     BudgetRefused,
+    CalledOff,
     CircuitBreakerOpen,
     Denied,
     Gp4uError,
@@ -51,6 +52,7 @@ _TABLE: Final[tuple[tuple[type[Gp4uError], int, str, str], ...]] = (
     (UnknownGpu, 422, "unknown_gpu", "No GPU model has this name"),
     (BadInput, 422, "bad_input", "A value is out of bounds"),
     (OwnerHasRental, 409, "owner_has_rental", "The owner already has a live rental"),
+    (CalledOff, 409, "called_off", "It was released while it was coming up"),
     (NoOfferFits, 409, "nothing_fits", "No offer fits"),
     (StaleRental, 409, "stale_rental", "Somebody else moved the rental first"),
     (BudgetRefused, 402, "budget_refused", "A budget does not allow it"),
@@ -136,6 +138,9 @@ def error_of(problem: Mapping[str, Any]) -> Gp4uError:
             return BadInput(*bad)
         case "owner_has_rental":
             return OwnerHasRental(str(about["owner"]), RentalKey(str(about["key"])))
+        case "called_off":
+            reason = str(problem.get("reason", ""))
+            return CalledOff(RentalKey(str(about["key"])), reason)
         case "nothing_fits":
             return NoOfferFits(msgspec.convert(problem["decision"], DecisionShape))
         case "budget_refused":
@@ -192,6 +197,8 @@ def _members(error: Gp4uError) -> dict[str, object]:
                 about["known"] = error.nearest or None
         case OwnerHasRental():
             about = {"owner": error.owner, "key": error.key}
+        case CalledOff():
+            about = {"key": error.key, "reason": clean(error.reason, 200)}
         case NoOfferFits():
             about = {"decision": error.decision}
         case BudgetRefused():

@@ -15,6 +15,7 @@ from gp4u.cli.screen import Form, Screen
 from gp4u.errors import (
     BadInput,
     BudgetRefused,
+    CalledOff,
     CircuitBreakerOpen,
     Denied,
     Gp4uError,
@@ -77,7 +78,7 @@ def code_of(error: Gp4uError) -> Code:
             return Code.BUDGET
         case Refused(code="insufficient_credit" | "unlabelled" | "other_account"):
             return Code.NOT_ALLOWED
-        case OwnerHasRental():
+        case OwnerHasRental() | CalledOff():
             return Code.CONFLICT
         case LedgerLocked():
             return Code.HELD

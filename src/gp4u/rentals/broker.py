@@ -22,6 +22,7 @@ from gp4u.clock import Clock
 from gp4u.errors import (
     BadInput,
     BudgetRefused,
+    CalledOff,
     CircuitBreakerOpen,
     Denied,
     NothingFits,
@@ -42,7 +43,7 @@ from gp4u.rentals import rental as rentals
 from gp4u.rentals.budget import UNBOUND, Budget
 from gp4u.rentals.ledger import Ledger
 from gp4u.rentals.reconcile import Reconciler
-from gp4u.rentals.rental import Rental, RentalState
+from gp4u.rentals.rental import Hopeless, Rental, RentalState
 from gp4u.rentals.shopping import Shopping
 
 COOL_S: Final = 60.0
@@ -214,6 +215,7 @@ class Broker:
             NothingFits: no offer passes the demand; nothing was sent.
             OwnerHasRental: the owner already has a live rental; nothing was sent.
             BadInput: no candidate's market can take this workload; nothing was sent.
+            CalledOff: somebody released it meanwhile; no other one was rented.
             BudgetRefused: every candidate that was left would break the budget.
             OutcomeUnknown: patience ended without a sign of the instance; it is being sought. Or
                 the market cannot list by key, and only a person can look; no other was rented.
@@ -242,9 +244,11 @@ class Broker:
             except (BudgetRefused, OwnerHasRental, ProviderError) as error:
                 shopping.refused(offer, error)
                 continue
+            if wait and rental.is_live:
+                rental = await self._follow(rental, tell)
+            _check_wanted(rental)
             if not wait:
                 return rental
-            rental = await self._follow(rental, tell)
             if rental.state is RentalState.RUNNING:
                 tell(Settled(rental))
                 return rental
@@ -262,10 +266,12 @@ class Broker:
         Releasing what is already releasing or released is no error.
 
         Raises:
-            BadInput: there is no such rental.
+            BadInput: there is no such rental; or the reason is one that only a machine can give.
             Refused: another account pays for it, so this key cannot release it; or nobody knows
                 whether it exists, and its market cannot be asked by key.
         """
+        if reason in frozenset(Hopeless):
+            raise BadInput("reason", reason, "it is what we say of a machine that will not serve")
         self._check_traceable(await self._read(key))
         rental = await self._begin_release(key, reason)
         started = asyncio.get_running_loop().time()
@@ -446,6 +452,7 @@ class Broker:
                 )
         except StaleRental:
             rental = await self._read(intent.key)
+            _check_wanted(rental)
         if isinstance(error, OfferGone):
             loop = asyncio.get_running_loop()
             self._cooling[intent.provider, intent.offer_id] = loop.time() + COOL_S
@@ -539,11 +546,17 @@ def _reason(error: ProviderError) -> str:
             return "failed"
 
 
+def _check_wanted(rental: Rental) -> None:
+    """Raise `CalledOff` for a rental that left the live states by another will than ours."""
+    if not rental.is_live and rental.reason not in frozenset(Hopeless):
+        raise CalledOff(rental.key, rental.reason)
+
+
 def _failure(rental: Rental) -> ProviderError:
     """Say as an error what became of a rental that did not come to run."""
     detail = f"rental {rental.key} was given up: {rental.reason}"
     if rental.seen_status:
         detail += f" ({rental.seen_status})"
-    if rental.reason in ("never_rented", "never_listed"):
+    if rental.reason in (Hopeless.NEVER_RENTED, Hopeless.NEVER_LISTED):
         return OutcomeUnknown(rental.provider, "rent", detail, key=rental.key)
     return Unavailable(rental.provider, "rent", detail)

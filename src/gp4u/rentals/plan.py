@@ -17,7 +17,7 @@ from msgspec import Struct
 from gp4u.model import Instance, InstanceState, Listing, RentalKey
 from gp4u.providers.contract import Ability, ProviderSpec
 from gp4u.rentals import rental as rentals
-from gp4u.rentals.rental import Rental, RentalState
+from gp4u.rentals.rental import Hopeless, Rental, RentalState
 
 MASS_SHARE: Final = 0.2
 MASS_COUNT: Final = 3
@@ -98,7 +98,7 @@ class GiveUp(Struct, frozen=True):
     """A live rental has no future: begin to release it."""
 
     rental: Rental
-    reason: str
+    reason: Hopeless
 
 
 class Extend(Struct, frozen=True):
@@ -220,14 +220,14 @@ def _absent(r: Rental, began_at: datetime, policy: Policy) -> list[Action]:
     """Return what follows for a rental that a listing begun then is proven to lack."""
     if r.is_live:
         if r.confirmed_at is None:
-            return [GiveUp(r, "never_rented")]
+            return [GiveUp(r, Hopeless.NEVER_RENTED)]
         if r.seen_at is None:
-            return [GiveUp(r, "never_listed")]
+            return [GiveUp(r, Hopeless.NEVER_LISTED)]
         # One listing without it can be the marketplace's own trouble: it must be so for a while.
         if r.missing_since is None:
             return [Miss(r)]
         gone = began_at - r.missing_since >= policy.settle
-        return [GiveUp(r, "instance_lost")] if gone else []
+        return [GiveUp(r, Hopeless.INSTANCE_LOST)] if gone else []
     return [Close(r)]
 
 
@@ -254,7 +254,7 @@ def _shown(r: Rental, mine: list[Instance], policy: Policy, at: datetime) -> lis
             actions.append(Release(r, instance.instance_id))
         return actions
     reason = _hopeless(r, instance, policy, at)
-    if reason:
+    if reason is not None:
         # Asked for at once: the process that gave it up may not live to the next tick.
         actions += [GiveUp(r, reason), Release(r, instance.instance_id)]
         return actions
@@ -272,35 +272,35 @@ def _needs_time(r: Rental, instance: Instance, at: datetime) -> bool:
     return r.extend_tried_at is None or at - r.extend_tried_at >= EXTEND_PAUSE
 
 
-def _hopeless(r: Rental, instance: Instance, policy: Policy, at: datetime) -> str:
-    """Return why a shown instance has no future, or an empty text."""
+def _hopeless(r: Rental, instance: Instance, policy: Policy, at: datetime) -> Hopeless | None:
+    """Return why a shown instance has no future."""
     since = r.changed_at if r.seen is instance.state and r.changed_at else at
     for_s = (at - since).total_seconds()
     price = instance.price_usd_per_hour
     if not r.ever_ran and price is not None:
         ceiling = float(r.ceiling_usd_per_hour) * PRICE_TOLERANCE
         if float(price) > ceiling:
-            return "price_above_ceiling"
+            return Hopeless.PRICE_ABOVE_CEILING
     match instance.state:
         case InstanceState.STOPPED:
-            return "stopped_by_provider"
+            return Hopeless.STOPPED_BY_PROVIDER
         case InstanceState.FAILED:
-            return "cannot_start"
+            return Hopeless.CANNOT_START
         case InstanceState.EXITED:
             grace_s = EXITED_AFTER_RUN_S if r.ever_ran else EXITED_AT_START_S
             if for_s >= grace_s:
-                return "workload_exited"
+                return Hopeless.WORKLOAD_EXITED
         case InstanceState.OFFLINE:
             if for_s >= LOST_AFTER_S:
-                return "host_offline"
+                return Hopeless.HOST_OFFLINE
         case InstanceState.BOOTING | InstanceState.RUNNING | InstanceState.UNKNOWN:
             pass
     begun = r.confirmed_at or r.intended_at
     if instance.state is InstanceState.RUNNING and for_s < FIRST_PROBES_S:
-        return ""
+        return None
     if r.state is not RentalState.RUNNING and (at - begun).total_seconds() > policy.boot_timeout_s:
-        return "boot_timeout"
-    return ""
+        return Hopeless.BOOT_TIMEOUT
+    return None
 
 
 def _may_try_release(r: Rental, at: datetime) -> bool:

@@ -49,6 +49,20 @@ LIVE: Final = frozenset({RentalState.INTENDED, RentalState.STARTING, RentalState
 OPEN: Final = LIVE | {RentalState.RELEASING}
 
 
+class Hopeless(StrEnum):
+    """Why a live rental that its owner still wants is given up: its machine will not serve."""
+
+    NEVER_RENTED = "never_rented"
+    NEVER_LISTED = "never_listed"
+    INSTANCE_LOST = "instance_lost"
+    PRICE_ABOVE_CEILING = "price_above_ceiling"
+    STOPPED_BY_PROVIDER = "stopped_by_provider"
+    CANNOT_START = "cannot_start"
+    WORKLOAD_EXITED = "workload_exited"
+    HOST_OFFLINE = "host_offline"
+    BOOT_TIMEOUT = "boot_timeout"
+
+
 class Rental(Struct, frozen=True, kw_only=True):
     """One attempt to hold one machine. Every move makes a new value with a higher version."""
 

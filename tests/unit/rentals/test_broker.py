@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from gp4u.errors import BadInput, NothingFits, OwnerHasRental
+from gp4u.errors import BadInput, CalledOff, NothingFits, OwnerHasRental
 from gp4u.model import HealthCheck, RentalKey
 from gp4u.rentals.broker import Decided, Intended, Progress, Rented, Settled, Watched
 from gp4u.rentals.rental import RentalState
@@ -303,5 +304,47 @@ def test_a_workload_that_never_answers_is_given_up_at_its_deadline(tmp_path: Pat
 
         assert "port 9999 is not published yet" in problems
         assert story.market.live == []
+
+    told(tale, tmp_path)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.5, 2.0, 5.0, 8.0])
+def test_a_rental_released_while_it_comes_up_is_not_followed_by_another(
+    after_s: float, tmp_path: Path
+) -> None:
+    """Two that use one desk: one waits for a machine, the other one takes it away meanwhile."""
+    known = asyncio.Event()
+    keys: list[RentalKey] = []
+
+    def hear(progress: Progress) -> None:
+        if isinstance(progress, Intended):
+            keys.append(progress.rental.key)
+            known.set()
+
+    async def tale(story: Story) -> None:
+        async def call_off() -> None:
+            await known.wait()
+            await asyncio.sleep(after_s)
+            await story.app.broker.release(keys[0], reason="released_by_user")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(call_off())
+            with pytest.raises(CalledOff, match="released_by_user"):
+                await story.rent(tell=hear)
+
+        assert len(keys) == 1, "another one was rented for somebody who wants none"
+        assert not await story.app.ledger.open_rentals()
+        assert story.market.live == []
+
+    told(tale, tmp_path)
+
+
+def test_a_reason_that_only_a_machine_can_give_is_not_taken_from_a_person(tmp_path: Path) -> None:
+    """A rent that waits would take it for a machine's failure, and rent the next one."""
+
+    async def tale(story: Story) -> None:
+        rental = await story.rent()
+        with pytest.raises(BadInput, match="boot_timeout"):
+            await story.app.broker.release(rental.key, reason="boot_timeout")
 
     told(tale, tmp_path)

@@ -24,7 +24,7 @@ from gp4u.rentals.plan import (
     ReleaseOrphan,
     plan,
 )
-from gp4u.rentals.rental import Rental, key_in
+from gp4u.rentals.rental import Hopeless, Rental, key_in
 from tests.unit.rentals.builders import (
     AT,
     INSTALLATION,
@@ -72,7 +72,9 @@ def test_an_intent_is_given_up_only_after_patience() -> None:
     patience_s = POLICY.patience.total_seconds()
 
     assert planned([rental], listing(began=patience_s - 1)) == []
-    assert planned([rental], listing(began=patience_s + 1)) == [GiveUp(rental, "never_rented")]
+    assert planned([rental], listing(began=patience_s + 1)) == [
+        GiveUp(rental, Hopeless.NEVER_RENTED)
+    ]
 
 
 @pytest.mark.parametrize("make", [intended, starting, running])
@@ -106,7 +108,7 @@ def test_a_running_rental_that_vanished_is_given_up_before_it_is_closed() -> Non
     """H30: the host died; the owner learns of it as a reason."""
     rental = rentals.miss(running(), at=after(1000))
 
-    assert planned([rental], listing(began=1030)) == [GiveUp(rental, "instance_lost")]
+    assert planned([rental], listing(began=1030)) == [GiveUp(rental, Hopeless.INSTANCE_LOST)]
 
 
 def test_one_listing_without_a_machine_is_only_remembered() -> None:
@@ -147,7 +149,7 @@ def test_a_confirmed_instance_that_no_listing_ever_showed_gets_the_late_window()
     rental = starting()
 
     assert planned([rental], listing(began=149)) == []
-    assert planned([rental], listing(began=151)) == [GiveUp(rental, "never_listed")]
+    assert planned([rental], listing(began=151)) == [GiveUp(rental, Hopeless.NEVER_LISTED)]
 
 
 def test_a_never_listed_instance_is_released_by_id_before_it_is_closed() -> None:
@@ -219,11 +221,13 @@ def test_an_adopted_running_instance_is_observed_then_probed() -> None:
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        (InstanceState.STOPPED, "stopped_by_provider"),
-        (InstanceState.FAILED, "cannot_start"),
+        (InstanceState.STOPPED, Hopeless.STOPPED_BY_PROVIDER),
+        (InstanceState.FAILED, Hopeless.CANNOT_START),
     ],
 )
-def test_what_will_not_run_again_is_released_at_once(state: InstanceState, reason: str) -> None:
+def test_what_will_not_run_again_is_released_at_once(
+    state: InstanceState, reason: Hopeless
+) -> None:
     """A stopped instance still bills its disk (M4); a failed one never comes up (H28)."""
     rental = seen(starting(), state)
 
@@ -240,7 +244,7 @@ def test_a_container_that_ended_gets_a_moment_to_come_back() -> None:
 
     assert planned([rental], listing(shown), at=29) == []
     assert planned([rental], listing(shown), at=31) == [
-        GiveUp(rental, "workload_exited"),
+        GiveUp(rental, Hopeless.WORKLOAD_EXITED),
         Release(rental, "901"),
     ]
 
@@ -251,7 +255,7 @@ def test_exited_before_it_ever_ran_is_waited_out_for_ten_minutes() -> None:
     shown = [instance(rental, InstanceState.EXITED)]
 
     assert planned([rental], listing(shown), at=599) == []
-    assert planned([rental], listing(shown), at=601)[0] == GiveUp(rental, "workload_exited")
+    assert planned([rental], listing(shown), at=601)[0] == GiveUp(rental, Hopeless.WORKLOAD_EXITED)
 
 
 def test_a_machine_that_never_boots_is_given_up_at_the_deadline() -> None:
@@ -260,7 +264,7 @@ def test_a_machine_that_never_boots_is_given_up_at_the_deadline() -> None:
     shown = [instance(rental, InstanceState.BOOTING)]
 
     assert planned([rental], listing(shown), at=899) == []
-    assert planned([rental], listing(shown), at=901)[0] == GiveUp(rental, "boot_timeout")
+    assert planned([rental], listing(shown), at=901)[0] == GiveUp(rental, Hopeless.BOOT_TIMEOUT)
 
 
 def test_a_machine_that_came_up_while_nobody_looked_is_asked_before_it_is_given_up() -> None:
@@ -272,7 +276,7 @@ def test_a_machine_that_came_up_while_nobody_looked_is_asked_before_it_is_given_
     up = seen(rental, InstanceState.RUNNING, 2000)
     assert [type(each) for each in planned([up], listing([instance(up)]), at=2029)] == [Probe]
     late = planned([up], listing([instance(up)]), at=2031)
-    assert late[0] == GiveUp(up, "boot_timeout")
+    assert late[0] == GiveUp(up, Hopeless.BOOT_TIMEOUT)
 
 
 def test_a_running_rental_has_no_boot_deadline() -> None:
@@ -298,7 +302,7 @@ def test_a_price_above_the_ceiling_on_first_sight_is_refused() -> None:
 
     assert planned([rental], listing([dear], began=5), at=5) == [
         Observe(rental, dear),
-        GiveUp(rental, "price_above_ceiling"),
+        GiveUp(rental, Hopeless.PRICE_ABOVE_CEILING),
         Release(rental, "901"),
     ]
 
@@ -413,6 +417,6 @@ def test_a_price_above_the_ceiling_counts_until_the_instance_ran() -> None:
     dear = replace(instance(booting), state=InstanceState.BOOTING, price_usd_per_hour=Decimal(9))
     held = running()
 
-    assert GiveUp(booting, "price_above_ceiling") in planned([booting], listing([dear]))
+    assert GiveUp(booting, Hopeless.PRICE_ABOVE_CEILING) in planned([booting], listing([dear]))
     dearer = replace(instance(held), price_usd_per_hour=Decimal(9))
     assert planned([held], listing([dearer])) == []
