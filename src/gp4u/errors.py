@@ -26,6 +26,15 @@
       StaleRental              somebody else moved the rental first     -> re-read, decide again
       LedgerLocked             another process holds the ledger         -> exit code 8
       LedgerUnusable           corrupt, read-only, full or too new      -> no intent, so no rent
+        Fenced                 another process took over                -> this one may only end
+      KubeError                the API server said no; carries verb, path, detail
+        KubeUnavailable        transport, 429, 5xx                      -> backoff, for ever
+        KubeDenied             401, 403                                 -> named, degrade by feature
+        KubeConflict           409                                      -> re-read, decide again
+          KubeExists           409 of a create                          -> read what is there
+        KubeAbsent             404                                      -> success for a delete
+        KubeGone               410: the version is too old              -> relist
+        KubeInvalid            400, 422: what we sent is wrong          -> ours or the user's
       ServerUnavailable        the GP4U server does not answer as one   -> the command line says so
       ServerDenied             it wants another token                   -> the command line says so
 
@@ -258,6 +267,10 @@ class LedgerUnusable(Gp4uError):
     """The ledger cannot be trusted with an intent: corrupt, read-only, full, or too new."""
 
 
+class Fenced(LedgerUnusable):
+    """Another process took over the ledger, so this one may rent and move nothing any more."""
+
+
 class ServerUnavailable(Gp4uError):
     """The GP4U server that does our work cannot be asked: not there, too busy, or none at all.
 
@@ -271,3 +284,45 @@ class ServerUnavailable(Gp4uError):
 
 class ServerDenied(Gp4uError):
     """The GP4U server that does our work wants a token, or another one."""
+
+
+class KubeError(Gp4uError):
+    """The Kubernetes API server did not do what it was asked."""
+
+    def __init__(self, verb: str, path: str, detail: str) -> None:
+        self.verb, self.path, self.detail = verb, path, detail
+        super().__init__(f"{verb} {path}: {detail}")
+
+
+class KubeUnavailable(KubeError):
+    """It did not answer, or asked for patience; `retry_after_s` is what it asked for."""
+
+    def __init__(
+        self, verb: str, path: str, detail: str, *, retry_after_s: float | None = None
+    ) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(verb, path, detail)
+
+
+class KubeDenied(KubeError):
+    """Our ServiceAccount may not do this, or its token is not accepted."""
+
+
+class KubeConflict(KubeError):
+    """The object changed since it was read, or is not the one that was meant (UID)."""
+
+
+class KubeExists(KubeConflict):
+    """There is an object of that name already."""
+
+
+class KubeAbsent(KubeError):
+    """There is no such object."""
+
+
+class KubeGone(KubeError):
+    """The version asked for is too old to be watched from."""
+
+
+class KubeInvalid(KubeError):
+    """The object breaks the API's rules."""

@@ -128,6 +128,8 @@ class Requirements(Struct, frozen=True, kw_only=True):
     """True: only interruptible offers; False: only those that nobody can take away."""
     verified_only: bool = True
     """Only what the market vouches for; see `Offer.verified`."""
+    datacenter_only: bool = False
+    """Only hosts that the market says stand in a datacenter."""
 
 
 class Preferences(Struct, frozen=True, kw_only=True):
@@ -174,8 +176,35 @@ class Container(Struct, frozen=True, kw_only=True):
     name: str
     image: str
     command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    """Replaces the image's own entrypoint."""
     env: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[Port, ...] = ()
+
+
+class File(Struct, frozen=True, kw_only=True):
+    """One file that must be there before the workload starts."""
+
+    path: str
+    """Absolute, inside the container."""
+    content: bytes
+    mode: int = 0o644
+
+
+class RegistryLogin(Struct, frozen=True, kw_only=True):
+    """What an image's registry wants to see; one for each workload."""
+
+    server: str
+    username: str
+    password: str
+
+
+class Restart(StrEnum):
+    """Whether a workload that ends is started again in the same machine."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
 
 
 class Workload(Struct, frozen=True, kw_only=True):
@@ -183,7 +212,9 @@ class Workload(Struct, frozen=True, kw_only=True):
 
     image: str
     command: tuple[str, ...] = ()
-    """Empty: what the image does by itself."""
+    """Arguments of the entrypoint; empty: what the image does by itself."""
+    entrypoint: tuple[str, ...] = ()
+    """Replaces the image's own entrypoint."""
     env: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[Port, ...] = ()
     disk_gib: float = 20.0
@@ -191,6 +222,19 @@ class Workload(Struct, frozen=True, kw_only=True):
     """All must pass before the rental counts as running; empty: a running instance is enough."""
     beside: tuple[Container, ...] = ()
     """More containers on the same machine; only markets with `MULTI_CONTAINER` take them."""
+    before: tuple[tuple[str, ...], ...] = ()
+    """Commands that are run first, each to success, in the same container; need `FILES`."""
+    files: tuple[File, ...] = ()
+    """Written before anything runs; need `FILES`."""
+    directories: tuple[str, ...] = ()
+    """Made before anything runs, for everybody to write to; need `FILES`. Absolute."""
+    working_dir: str | None = None
+    login: RegistryLogin | None = None
+    """For an image that is not public; needs `REGISTRY_LOGIN`."""
+    restart: Restart | None = None
+    """None: whatever the market does."""
+    shell: bool = False
+    """Whether somebody will want in: exec, and ports that are not published; needs `SHELL`."""
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -241,6 +285,8 @@ class Instance(Struct, frozen=True, kw_only=True):
     """The provider's stamp; where it sets a cost it is believed between the intent and now."""
     paid_until: datetime | None = None
     """On prepaid markets: when the time that was bought runs out, by our own clock."""
+    exit_code: int | None = None
+    """With what the workload ended, where the market tells."""
 
 
 class Listing(Struct, frozen=True, kw_only=True):

@@ -144,7 +144,7 @@ def configure(
         root.removeHandler(each)
     root.addHandler(handler)
     root.setLevel(threshold)
-    for chatty in ("httpx2", "httpcore2", "asyncio"):
+    for chatty in ("httpx", "httpcore", "httpx2", "httpcore2", "asyncssh", "asyncio"):
         logging.getLogger(chatty).setLevel(max(threshold, logging.WARNING))
 
 

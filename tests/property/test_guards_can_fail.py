@@ -129,8 +129,10 @@ def without_an_intent(patch: pytest.MonkeyPatch) -> None:
     write, call = Ledger.intend, VastAI.rent
     waiting: list[tuple[Ledger, Rental, bytes]] = []
 
-    async def later(self: Ledger, rental: Rental, decision: bytes, *, budget: Budget) -> None:
-        del budget
+    async def later(
+        self: Ledger, rental: Rental, decision: bytes, *, budget: Budget, note: str = ""
+    ) -> None:
+        del budget, note
         waiting.append((self, rental, decision))
 
     async def rent_first(

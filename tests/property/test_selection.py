@@ -117,6 +117,7 @@ def requirements(draw: st.DrawFn) -> Requirements:
         providers=draw(st.sampled_from(((), (), ("vastai",)))),
         interruptible=draw(st.sampled_from((False, False, False, True))),
         verified_only=draw(st.booleans()),
+        datacenter_only=draw(st.booleans()),
     )
 
 
@@ -254,8 +255,9 @@ def test_tightening_a_bound_never_adds_candidates(
             stricter = min(stricter, weaker) if name.startswith("max") else max(stricter, weaker)
         tightened = msgspec.structs.replace(loose, **{name: stricter})
         assert fitting(market, tightened) <= fitting(market, loose)
-    verified = msgspec.structs.replace(loose, verified_only=True)
-    assert fitting(market, verified) <= fitting(market, loose)
+    for name in ("verified_only", "datacenter_only"):
+        vouched = msgspec.structs.replace(loose, **{name: True})
+        assert fitting(market, vouched) <= fitting(market, loose)
 
 
 @given(market=markets(), demand=demands())
@@ -280,6 +282,7 @@ UNKNOWABLE = {
     "disk_gib": "disk_gib",
     "region": "locations",
     "verified": "verified_only",
+    "datacenter": "datacenter_only",
 }
 
 
@@ -324,6 +327,8 @@ def relaxed(wanted: Requirements, filter_name: str, nearest: str) -> Requirement
             return msgspec.structs.replace(wanted, interruptible=nearest == "interruptible")
         case "verified":
             return msgspec.structs.replace(wanted, verified_only=False)
+        case "datacenter":
+            return msgspec.structs.replace(wanted, datacenter_only=False)
         case "price":
             return msgspec.structs.replace(wanted, max_price_usd_per_hour=Decimal(nearest))
     name, number = NUMBERS[filter_name]

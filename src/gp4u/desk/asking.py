@@ -11,8 +11,8 @@ What words look like on a command line is left to `cli/parse.py`, in JSON to `bo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, Struct, UnsetType
@@ -65,6 +65,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     providers: Sequence[str] | UnsetType = UNSET
     interruptible: bool = False
     verified_only: bool = True
+    datacenter_only: bool = False
     weights: Mapping[str, float] | UnsetType = UNSET
     """Criterion to weight; those that are left out share what is left, in their old proportion."""
 
@@ -99,13 +100,13 @@ def demand(asked: Asked, settings: Settings, names: Mapping[str, str] = _NO_NAME
     return Demand(
         requirements=Requirements(
             gpu_models=tuple(dict.fromkeys(models)),
-            gpu_count=_whole(name("gpus"), asked.gpus, 1, MAX_GPUS),
+            gpu_count=whole_number(name("gpus"), asked.gpus, 1, MAX_GPUS),
             min_vram_gib=amount("min_vram_gib", own.min_vram_gib),
-            max_price_usd_per_hour=_price(
+            max_price_usd_per_hour=bounded_price(
                 name("max_price_usd_per_hour"),
                 own.max_price if isinstance(price, UnsetType) else price,
             ),
-            min_reliability=_ratio(
+            min_reliability=ratio(
                 name("min_reliability"),
                 own.min_reliability if isinstance(share, UnsetType) else share,
             ),
@@ -113,13 +114,14 @@ def demand(asked: Asked, settings: Settings, names: Mapping[str, str] = _NO_NAME
             min_cpus=amount("min_cpus", None),
             min_ram_gib=amount("min_ram_gib", None),
             disk_gib=disk(name("disk_gib"), asked.disk_gib),
-            ports=_whole(name("ports"), asked.ports, 0, MAX_PORT),
+            ports=whole_number(name("ports"), asked.ports, 0, MAX_PORT),
             locations=tuple(places.parse_token(word, field) for word, field in near),
-            providers=_markets(name("providers"), asked.providers, settings.provider_slugs),
+            providers=markets(name("providers"), asked.providers, settings.provider_slugs),
             interruptible=asked.interruptible,
             verified_only=asked.verified_only,
+            datacenter_only=asked.datacenter_only,
         ),
-        preferences=Preferences(weights=weights(name("weights"), asked.weights, settings)),
+        preferences=Preferences(weights=weights(name("weights"), asked.weights, settings.weights)),
     )
 
 
@@ -200,17 +202,17 @@ def positive(field: str, value: float | None) -> float | None:
 
 
 def weights(
-    field: str, given: Mapping[str, float] | UnsetType, settings: Settings
+    field: str, given: Mapping[str, float] | UnsetType, base: Mapping[str, float] | None
 ) -> dict[str, float]:
     """Return all weights, summing to 1.
 
     Numbers above 1 make all of them percent. Criteria that are not given share what is left, in the
-    proportion that the settings give them.
+    proportion that `base` gives them; without one, the default weights do.
 
     Raises:
         BadInput: a criterion that there is not, a number out of bounds, or a sum other than 1.
     """
-    base = dict(settings.weights or DEFAULT_WEIGHTS)
+    base = dict(base or DEFAULT_WEIGHTS)
     if isinstance(given, UnsetType) or not given:
         return base
     for criterion in given:
@@ -232,7 +234,14 @@ def weights(
     return check_weights({name: fixed.get(name, old * share) for name, old in base.items()})
 
 
-def _markets(field: str, asked: Sequence[str] | UnsetType, known: Sequence[str]) -> tuple[str, ...]:
+def markets(
+    field: str, asked: Sequence[str] | UnsetType, known: Collection[str]
+) -> tuple[str, ...]:
+    """Return provider slugs, each once, in order.
+
+    Raises:
+        BadInput: one of them is not known.
+    """
     slugs = () if isinstance(asked, UnsetType) else tuple(dict.fromkeys(asked))
     for slug in slugs:
         if slug not in known:
@@ -240,19 +249,62 @@ def _markets(field: str, asked: Sequence[str] | UnsetType, known: Sequence[str])
     return slugs
 
 
-def _whole(field: str, value: int, least: int, most: int) -> int:
+def whole_number(field: str, value: int, least: int, most: int) -> int:
+    """Return a count.
+
+    Raises:
+        BadInput: it is out of bounds.
+    """
     if not least <= value <= most:
         raise BadInput(field, value, f"must be from {least} to {most}")
     return value
 
 
-def _price(field: str, price: Decimal | None) -> Decimal | None:
+def dollars(field: str, text: str) -> Decimal:
+    """Read a price per hour, with or without its sign.
+
+    Raises:
+        BadInput: it is no number, or no price.
+    """
+    try:
+        price = Decimal(text.removeprefix("$"))
+    except InvalidOperation:
+        raise BadInput(field, text, "must be dollars per hour, such as 0.50") from None
+    if not price.is_finite():
+        raise BadInput(field, text, f"must be above 0 and at most {MAX_PRICE} $/h")
+    return price
+
+
+def weight(field: str, word: str) -> tuple[str, float]:
+    """Read one `criterion=number`; whether there is such a criterion is `weights`' to say.
+
+    Raises:
+        BadInput: it is not of that form.
+    """
+    name, _, text = word.partition("=")
+    try:
+        return name.strip(), float(text)
+    except ValueError:
+        raise BadInput(field, word, "must be criterion=number") from None
+
+
+def bounded_price(field: str, price: Decimal | None) -> Decimal | None:
+    """Return a price per hour, or None.
+
+    Raises:
+        BadInput: it is out of bounds.
+    """
     if price is not None and (not price.is_finite() or not 0 < price <= MAX_PRICE):
         raise BadInput(field, f"{price}", f"must be above 0 and at most {MAX_PRICE} $/h")
     return price
 
 
-def _ratio(field: str, share: float | None) -> float | None:
+def ratio(field: str, share: float | None) -> float | None:
+    """Return a share from 0 to 1, or None.
+
+    Raises:
+        BadInput: it is out of bounds.
+    """
     if share is not None and not 0 <= share <= 1:
         raise BadInput(field, share, "must be from 0 to 1 (0.95 is 95 %)")
     return share

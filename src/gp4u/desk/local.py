@@ -317,7 +317,12 @@ class LocalDesk:
             return decision
         from gp4u.selection.decide import decide  # numpy is loaded by now
 
-        wider = replace(decision.demand.requirements, gpu_models=(), verified_only=False)
+        wider = replace(
+            decision.demand.requirements,
+            gpu_models=(),
+            verified_only=False,
+            datacenter_only=False,
+        )
         snapshot = await self._book.snapshot(Query(requirements=wider))
         if not snapshot.offers:
             return decision

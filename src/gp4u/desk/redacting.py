@@ -25,9 +25,13 @@ _PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def without_secrets(workload: Workload) -> Workload:
-    """Return the workload with the values of variables hidden that are called like secrets."""
+    """Return the workload with hidden what may be secret: variables that are called so, the content
+    of files, the password for a registry.
+    """
     hidden = {k: HIDDEN if _SECRET_NAME.search(k) else v for k, v in workload.env.items()}
-    return replace(workload, env=hidden)
+    login = workload.login and replace(workload.login, password=HIDDEN)
+    files = tuple(replace(each, content=HIDDEN.encode()) for each in workload.files)
+    return replace(workload, env=hidden, login=login, files=files)
 
 
 def hidden_calls(

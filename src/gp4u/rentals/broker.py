@@ -8,8 +8,9 @@ reply - leaves an intent on disk that the reconciler settles by key; nothing her
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from decimal import Decimal
 from random import Random
 from typing import Final
@@ -47,7 +48,8 @@ from gp4u.rentals.rental import Hopeless, Rental, RentalState
 from gp4u.rentals.shopping import Shopping
 
 COOL_S: Final = 60.0
-"""An offer that was gone is not tried again for so long."""
+"""An offer that was gone, or that we have got, is not tried again for so long."""
+MOST_COOLING: Final = 10_000
 ESTIMATE_HEADROOM: Final = Decimal("1.5")
 """A bid may be so much over the estimate that its order was placed by."""
 THROTTLED_WAIT_S: Final = 20.0
@@ -57,6 +59,10 @@ _QUOTED_ONLY: Final = (
     "quoted only: with these settings it cannot list what was rented by our key "
     "(GP4U_ALLOW_UNLABELLED=1 rents all the same)"
 )
+NO_AFTER_S: Final = 45.0
+"""Offers of which none fits are fetched anew once they are that old: who waits is told the truth,
+and hears soon of what has become free. As all who wait for the same share a fetch, this is one or
+two calls a minute and market."""
 FIRST_POLL_S: Final = 1.0
 SLOWEST_POLL_S: Final = 10.0
 
@@ -156,7 +162,10 @@ class Broker:
         self._reconciler, self._clock, self._random = reconciler, clock, random
         self._max_offer_age_s, self._allow_unlabelled = max_offer_age_s, allow_unlabelled
         self._budget, self._encode = budget, encode or _as_json
-        self._cooling: dict[tuple[str, str], float] = {}
+        self._cooling: dict[tuple[str, str], tuple[float, datetime]] = {}
+        """Offer to the loop time until which it is left alone, and to when it was gone."""
+        self._trying: set[tuple[str, str]] = set()
+        """Single machines that a rent is trying to get at this moment."""
 
     async def decide(self, demand: Demand, *, tell: Tell = silent) -> Decision:
         """Return the explained choice over the book's newest offers; changes nothing.
@@ -164,6 +173,14 @@ class Broker:
         Where all that was heard is that the markets were asked too often, they are asked again for
         `SEARCH_PATIENCE_S`: Vast.ai takes ten searches a minute from one address.
         """
+        snapshot = await self._offers(demand, tell)
+        decision = await self._decide_over(snapshot, demand)
+        if decision.best is None and _is_old(snapshot, decision.decided_at):
+            self._book.invalidate()
+            decision = await self._decide_over(await self._offers(demand, tell), demand)
+        return decision
+
+    async def _offers(self, demand: Demand, tell: Tell) -> Snapshot:
         loop = asyncio.get_running_loop()
         until = loop.time() + SEARCH_PATIENCE_S
         snapshot = await self._book.snapshot(Query(requirements=demand.requirements))
@@ -172,6 +189,9 @@ class Broker:
             await asyncio.sleep(pause_s)
             self._book.invalidate()
             snapshot = await self._book.snapshot(Query(requirements=demand.requirements))
+        return snapshot
+
+    async def _decide_over(self, snapshot: Snapshot, demand: Demand) -> Decision:
         from gp4u.selection.decide import decide  # numpy: 130 ms that looking and releasing spare
 
         await in_turns((part.columns for part in snapshot.stretches), piece=1)
@@ -204,10 +224,14 @@ class Broker:
         workload: Workload,
         *,
         wait: bool = True,
+        avoid: Collection[tuple[str, str]] = (),
+        note: tuple[str, str] | None = None,
         tell: Tell = silent,
     ) -> Rental:
         """Rent the best offer that can be had; return the rental once its workload answers.
 
+        `avoid` names machines, as (provider, machine_id), that are not tried: they would not serve.
+        `note` is a kind and a text that are in the rental's history from its first moment on.
         With `wait=False` it returns as soon as the provider confirmed an instance, or as soon as it
         is clear that only listings can tell (the rental is then still `intended`).
 
@@ -226,17 +250,21 @@ class Broker:
         if decision.best is None:
             raise NothingFits(decision)
         stored = self._encode(decision)
-        shopping = Shopping()
+        shopping, taken = Shopping(), None
         for candidate in decision.candidates:
             offer = candidate.offer
             if shopping.is_over:
                 break
-            if self._is_cooling(offer) or not shopping.may_try(offer):
+            if not shopping.may_try(offer) or (offer.provider, offer.machine_id) in avoid:
+                continue
+            if offer.id in self._trying or self._is_cooling(offer):
+                taken = offer
                 continue
             try:
-                rental = await self._attempt(
-                    owner, demand, workload, candidate, stored, tell, shopping
-                )
+                with self._claimed(offer):
+                    rental = await self._attempt(
+                        owner, demand, workload, candidate, stored, note, tell, shopping
+                    )
             except BadInput as error:
                 if shopping.pass_over(offer.provider, error):
                     tell(PassedOver(offer.provider, error))
@@ -256,6 +284,9 @@ class Broker:
             shopping.dropped(offer, rental, _failure(rental))
         for key in shopping.may_cost:
             await self.release(key, tell=tell)  # nobody else may be there to see it through
+        if shopping.failure is None and taken is not None:
+            self._book.invalidate(taken.provider)  # who asks next shall see what else there is
+            raise OfferGone(taken.provider, "rent", "all that fits was taken a moment ago")
         raise shopping.failure or NothingFits(decision)
 
     async def release(
@@ -295,6 +326,18 @@ class Broker:
         tell(Settled(rental))
         return rental
 
+    async def call_off(self, key: RentalKey, *, reason: str) -> Rental:
+        """Begin to release a rental, and return as soon as that is on disk.
+
+        What is still under way for it comes to nothing, and whoever reconciles asks the market.
+
+        Raises:
+            BadInput: there is no such rental; or the reason is one that only a machine can give.
+        """
+        if reason in frozenset(Hopeless):
+            raise BadInput("reason", reason, "it is what we say of a machine that will not serve")
+        return await self._begin_release(key, reason)
+
     async def forget(self, key: RentalKey) -> Rental:
         """Close a rental on a person's word, without any proof; for what no key can reach any more.
 
@@ -330,6 +373,7 @@ class Broker:
         workload: Workload,
         candidate: Candidate,
         stored: bytes,
+        note: tuple[str, str] | None,
         tell: Tell,
         shopping: Shopping,
     ) -> Rental:
@@ -351,7 +395,7 @@ class Broker:
             patience=policy.patience,
             epoch=self._ledger.epoch,
         )
-        await self._ledger.intend(intent, stored, budget=self._budget)
+        await self._ledger.intend(intent, stored, budget=self._budget, note=note)
         shopping.intended(offer, key)
         tell(Intended(intent, candidate))
         try:
@@ -372,6 +416,8 @@ class Broker:
         except ProviderError as error:
             await self._came_to_nothing(intent, error, tell)
             raise
+        if self._is_single(offer):  # the book may show it for a while yet
+            self._cool(offer.id)
         rental = await self._confirm(intent, instance_id, policy.settle)
         tell(Rented(rental))
         return rental
@@ -414,9 +460,21 @@ class Broker:
         try:
             return await self._ledger.move(intent, after, at=at, text=f"instance {instance_id}")
         except StaleRental:
-            # Another process listed it and adopted it before the reply reached us, or began to
-            # release it. What it wrote holds; our reply only adds the id, which it found by key.
-            return await self._read(intent.key)
+            # Another process listed it and adopted it before the reply reached us, or somebody
+            # began to release it. What was written holds; our reply only adds the id.
+            return await self._learn(intent.key, instance_id, at)
+
+    async def _learn(self, key: RentalKey, instance_id: str, at: datetime) -> Rental:
+        while True:
+            rental = await self._read(key)
+            if not rental.is_open or rental.instance_id is not None:
+                return rental
+            after = rentals.learn(rental, instance_id, at=at)
+            text = f"the reply told of instance {instance_id}"
+            try:
+                return await self._ledger.move(rental, after, at=at, kind="told", text=text)
+            except StaleRental:
+                continue  # somebody moved it meanwhile: read again
 
     async def _doubt(self, intent: Rental, detail: str, late: timedelta) -> Rental:
         at = self._clock.now()
@@ -454,8 +512,7 @@ class Broker:
             rental = await self._read(intent.key)
             _check_wanted(rental)
         if isinstance(error, OfferGone):
-            loop = asyncio.get_running_loop()
-            self._cooling[intent.provider, intent.offer_id] = loop.time() + COOL_S
+            self._cool((intent.provider, intent.offer_id))
         tell(Dropped(rental, _reason(error)))
         if isinstance(error, Throttled):
             await asyncio.sleep(min(THROTTLED_WAIT_S, error.retry_after_s or THROTTLED_WAIT_S))
@@ -490,8 +547,35 @@ class Broker:
             raise BadInput("key", key, "no rental has this key")
         return rental
 
+    @contextmanager
+    def _claimed(self, offer: Offer) -> Iterator[None]:
+        """Keep other rents of ours off a single machine: all but one of them would lose."""
+        if self._is_single(offer):
+            self._trying.add(offer.id)
+        try:
+            yield
+        finally:
+            self._trying.discard(offer.id)
+
+    def _is_single(self, offer: Offer) -> bool:
+        """Whether an offer is one machine, which whoever rents it takes from all others."""
+        can = self._providers[offer.provider].spec.can
+        return offer.machine_id is not None and Ability.AUCTION not in can
+
+    def _cool(self, offer: tuple[str, str]) -> None:
+        self._cooling.pop(offer, None)
+        if len(self._cooling) >= MOST_COOLING:
+            del self._cooling[next(iter(self._cooling))]
+        until_s = asyncio.get_running_loop().time() + COOL_S
+        self._cooling[offer] = until_s, self._clock.now()
+
     def _is_cooling(self, offer: Offer) -> bool:
-        return self._cooling.get(offer.id, 0.0) > asyncio.get_running_loop().time()
+        """Whether an offer was gone lately, or after it was fetched."""
+        known = self._cooling.get(offer.id)
+        if known is None:
+            return False
+        until_s, at = known
+        return until_s > asyncio.get_running_loop().time() or offer.fetched_at <= at
 
 
 def _as_json(decision: Decision) -> bytes:
@@ -503,6 +587,12 @@ def _as_json(decision: Decision) -> bytes:
 def _pause_s(waited_s: float) -> float:
     """Return how long to wait before the next look: often at first, then every ten seconds."""
     return min(SLOWEST_POLL_S, max(FIRST_POLL_S, waited_s / 6))
+
+
+def _is_old(snapshot: Snapshot, at: datetime) -> bool:
+    """Whether a market that answered was asked so long ago that its offers may have changed."""
+    since_s = (at - snapshot.taken_at).total_seconds()
+    return any(note.age_s + since_s >= NO_AFTER_S for note in snapshot.sources if not note.error)
 
 
 def _patience_asked_s(snapshot: Snapshot) -> float:

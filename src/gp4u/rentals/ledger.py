@@ -6,7 +6,9 @@ What it promises, on either database:
 - One live rental per owner, by a partial unique index and not by a check in Python.
 - A move is written only over the version and epoch that it was made from (`StaleRental` otherwise),
   so any number of processes may share one ledger.
-- Several processes may read and move; only one may be the loop that reconciles (`hold`).
+- Several processes may read and move; only one may be the loop that reconciles (`hold`). Each that
+  becomes it begins a new epoch, and whoever held an earlier one can neither intend nor move any
+  more (`Fenced`), however late it notices that it was replaced.
 - Where the commit of an intent or a move was lost on its way, the row is read again: what is told
   is what is on disk, or that nobody could tell.
 
@@ -29,7 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from gp4u.errors import BadInput, LedgerUnusable, OwnerHasRental, StaleRental
+from gp4u.errors import BadInput, Fenced, LedgerUnusable, OwnerHasRental, StaleRental
 from gp4u.model import RentalKey
 from gp4u.rentals import requests, schema
 from gp4u.rentals.budget import DAY, UNBOUND, Budget
@@ -79,6 +81,8 @@ class Ledger:
         self.epoch = 1
         self.on_event: Hear | None = None
         """Called after the commit with each event that this process wrote; it must not raise."""
+        self._leads = False
+        """Whether this process has held the ledger: from then on only its own epoch will do."""
         self._runner = secrets.token_hex(8)
         self._requests: set[str] = set()
         """Idempotency keys that this process is at work on."""
@@ -117,18 +121,31 @@ class Ledger:
             await db.execute(sa.delete(accounts).where(known))
             await db.execute(sa.insert(accounts).values(**row))
 
-    async def intend(self, rental: Rental, decision: bytes, *, budget: Budget = UNBOUND) -> None:
+    async def intend(
+        self,
+        rental: Rental,
+        decision: bytes,
+        *,
+        budget: Budget = UNBOUND,
+        note: tuple[str, str] | None = None,
+    ) -> None:
         """Put an intent and the decision behind it on disk, durably, before money moves.
+
+        `note` is a kind and a text for its history, which nobody then ever sees without it.
 
         Raises:
             OwnerHasRental: the owner already has a live rental.
             BudgetRefused: it would break the budget.
+            Fenced: another process holds the ledger by now.
             LedgerUnusable: it could not be written, so nothing may be rented.
         """
         event = None
         try:
             async with self.database.writing() as db:
+                await self._check_epoch(db)
                 event = await _write_intent(db, rental, decision, budget)
+                if note is not None:
+                    await _note(db, rental.key, rental.intended_at, *note)
         except NotUnique:
             async with self.database.reading() as db:
                 live = await _live_of(db, rental.owner)
@@ -146,7 +163,8 @@ class Ledger:
         """Write a move over exactly the version it was made from; return `after`.
 
         Raises:
-            StaleRental: the row changed since `before` was read, or the epoch is over.
+            StaleRental: the row changed since `before` was read.
+            Fenced: another process holds the ledger by now.
             LedgerUnusable: it could not be written.
         """
         event = None
@@ -154,6 +172,7 @@ class Ledger:
             kind, text = kind or after.state.value, text or after.reason
         try:
             async with self.database.writing() as db:
+                await self._check_epoch(db)
                 written = await db.execute(
                     sa.update(rentals)
                     .where(
@@ -345,16 +364,32 @@ class Ledger:
     async def hold(self) -> AsyncIterator[None]:
         """Be the one process whose loop reconciles this ledger, until the block ends or we die.
 
+        Begins a new epoch: what an earlier holder still tries to write is refused.
+
         Raises:
             LedgerLocked: another process holds it.
             LedgerUnusable: the database was lost, and with it the hold.
         """
         async with self.database.hold():
+            await self._begin_epoch()
             self._holding = True
             try:
                 yield
             finally:
                 self._holding = False
+
+    async def _begin_epoch(self) -> None:
+        async with self.database.writing() as db:
+            self.epoch = await _epoch(db) + 1
+            await db.execute(sa.update(installation).values(epoch=self.epoch))
+        self._leads = True
+
+    async def _check_epoch(self, db: Session) -> None:
+        """Let nobody write whose epoch is over."""
+        current = await _epoch(db)
+        if self._leads and current != self.epoch:
+            raise Fenced(f"epoch {self.epoch} is over: another process holds the ledger")
+        self.epoch = current
 
     def _tell(self, event: LedgerMove | None) -> None:
         if event is not None and self.on_event is not None:
@@ -451,6 +486,11 @@ async def _note(db: Session, key: str, at: datetime, kind: str, text: str) -> Le
     row = {"key": key, "at": at.isoformat(), "kind": kind, "text": text}
     made = await db.execute(sa.insert(events).values(**row).returning(events.c.id))
     return LedgerMove(made.scalar(), key, at, kind, text)
+
+
+async def _epoch(db: Session) -> int:
+    epoch: int = (await db.execute(sa.select(installation.c.epoch))).scalar()
+    return epoch
 
 
 async def _get(db: Session, key: str) -> Rental | None:

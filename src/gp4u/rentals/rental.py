@@ -78,7 +78,8 @@ class Rental(Struct, frozen=True, kw_only=True):
     gpu_count: int
     region: str | None
     workload: Workload
-    """Without its environment: what is in there may be secret, and only the rent call needs it."""
+    """Without its environment, files and logins: they may be secret, and only the rent call needs
+    them."""
     price_usd_per_hour: Decimal
     """All-in; of an `estimated` one it is replaced by what the market then charges."""
     gpu_usd_per_hour: Decimal
@@ -111,6 +112,8 @@ class Rental(Struct, frozen=True, kw_only=True):
     missing_since: datetime | None = None
     """When a complete listing first lacked what an earlier one had shown; None: it is there."""
     ever_ran: bool = False
+    exit_code: int | None = None
+    """With what the workload ended last, where the market tells; None while it runs."""
     paid_until: datetime | None = None
     """On prepaid markets: when the time that was bought runs out, as a listing last said."""
     extend_tried_at: datetime | None = None
@@ -201,7 +204,7 @@ def intend(
         gpu_model=offer.gpu_model,
         gpu_count=offer.gpu_count,
         region=offer.region.code if offer.region else None,
-        workload=replace(workload, env={}),
+        workload=replace(workload, env={}, files=(), before=(), login=None),
         price_usd_per_hour=offer.price_usd_per_hour,
         gpu_usd_per_hour=offer.gpu_usd_per_hour,
         storage_usd_per_hour=offer.storage_usd_per_hour,
@@ -234,6 +237,16 @@ def confirm(
         instance_id=instance_id,
         confirmed_at=_made_at(rental, made_at, at),
         provable_at=at + settle,
+    )
+
+
+def learn(rental: Rental, instance_id: str, *, at: datetime) -> Rental:
+    """Record what a reply told of a rental that is being released already: it costs as well."""
+    return replace(
+        rental,
+        version=rental.version + 1,
+        instance_id=instance_id,
+        confirmed_at=rental.confirmed_at or at,
     )
 
 
@@ -281,6 +294,7 @@ def observe(rental: Rental, instance: Instance, *, at: datetime) -> Rental:
         missing_since=None,
         paid_until=instance.paid_until,
         ever_ran=rental.ever_ran or running,
+        exit_code=_exit_code(rental, instance),
         changed_at=at if changed else rental.changed_at,
         gpu_seconds=gpu_seconds,
         gpu_since=gpu_since,
@@ -296,8 +310,16 @@ def tells_something_new(rental: Rental, instance: Instance) -> bool:
         or rental.endpoints != instance.endpoints
         or rental.missing_since is not None
         or differ(rental.paid_until, instance.paid_until)
+        or rental.exit_code != _exit_code(rental, instance)
         or (rental.estimated and instance.price_usd_per_hour is not None)
     )
+
+
+def _exit_code(rental: Rental, instance: Instance) -> int | None:
+    """Return with what the workload ended, as far as it was ever told; nothing once it runs."""
+    if instance.state is InstanceState.RUNNING:
+        return None
+    return rental.exit_code if instance.exit_code is None else instance.exit_code
 
 
 def differ(one: datetime | None, other: datetime | None) -> bool:

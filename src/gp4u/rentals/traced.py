@@ -6,6 +6,7 @@ are collected.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from gp4u.model import Demand, RentalKey, Workload
@@ -29,11 +30,16 @@ class TracedBroker(Broker):
         workload: Workload,
         *,
         wait: bool = True,
+        avoid: Collection[tuple[str, str]] = (),
+        note: tuple[str, str] | None = None,
         tell: Tell = silent,
     ) -> Rental:
         """Rent, as `Broker.rent` does."""
-        with self._traces.span("rent") as note:
-            return _noted(note, await super().rent(owner, demand, workload, wait=wait, tell=tell))
+        with self._traces.span("rent") as tag:
+            rental = await super().rent(
+                owner, demand, workload, wait=wait, avoid=avoid, note=note, tell=tell
+            )
+            return _noted(tag, rental)
 
     async def release(
         self, key: RentalKey, *, reason: str = "asked", wait: bool = True, tell: Tell = silent

@@ -409,6 +409,7 @@ def _matching(asked: Requirements) -> str:
         ("{}+ ports", asked.ports or None),
         ("{}", "interruptible" if asked.interruptible else None),
         ("{}", None if asked.verified_only else "unverified too"),
+        ("{}", "datacenter" if asked.datacenter_only else None),
         ("on {}", "/".join(asked.providers) or None),
     )
     return ", ".join(text.format(value) for text, value in bounds if value is not None)

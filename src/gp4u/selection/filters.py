@@ -128,6 +128,21 @@ def verified(columns: Columns, asked: Asked) -> Verdict | None:
     )
 
 
+def datacenter(columns: Columns, asked: Asked) -> Verdict | None:
+    """The market says that the host stands in a datacenter; one that does not say does not."""
+    if not asked.requirements.datacenter_only:
+        return None
+    return Verdict(
+        filter="datacenter",
+        bound="yes",
+        breach="not in a datacenter",
+        passes=_per_value(columns.datacenter, lambda said: said is True),
+        value=lambda offer: UNKNOWN if offer.datacenter is None else _yes(offer.datacenter),
+        nearest=lambda rows: _yes(False) if rows.size else None,
+        missing=lambda: _per_value(columns.datacenter, lambda said: said is None),
+    )
+
+
 def gpu_type(columns: Columns, asked: Asked) -> Verdict | None:
     """One of the wanted models, compared by canonical name."""
     wanted = asked.requirements.gpu_models
@@ -268,6 +283,7 @@ FILTERS: tuple[Filter, ...] = (
     available,
     kind,
     verified,
+    datacenter,
     gpu_type,
     gpu_count,
     vram,

@@ -38,6 +38,14 @@ def test_a_flag_wins_over_its_variable_and_the_rest_stays(settings: Settings) ->
     assert (asked.max_price_usd_per_hour, asked.locations) == (Decimal(1), ("US-CA", "EU"))
 
 
+def test_hosts_are_verified_and_anywhere_unless_a_flag_says_otherwise(settings: Settings) -> None:
+    """The safe choice is made for who says nothing; the dear one is not."""
+    plain = parse.demand(DemandFlags(), settings).requirements
+    assert (plain.verified_only, plain.datacenter_only) == (True, False)
+    asked = parse.demand(DemandFlags(unverified=True, datacenter=True), settings).requirements
+    assert (asked.verified_only, asked.datacenter_only) == (False, True)
+
+
 def test_order_is_kept_and_commas_and_repetition_mean_the_same(settings: Settings) -> None:
     """The first wish comes first."""
     one = parse.demand(DemandFlags(gpu=["RTX4090,RTX3090"], location=["EU,US"]), settings)

@@ -92,6 +92,7 @@ DEMAND = Demand(
         providers=("akash",),
         interruptible=True,
         verified_only=False,
+        datacenter_only=True,
     ),
     preferences=Preferences(weights={**dict.fromkeys(DEFAULT_WEIGHTS, 0.0), "price": 1.0}),
 )

@@ -25,12 +25,15 @@ from gp4u.errors import (
 from gp4u.model import (
     Container,
     Demand,
+    File,
     HealthCheck,
     Offer,
     Port,
     Protocol,
+    RegistryLogin,
     RentalKey,
     Requirements,
+    Restart,
     Workload,
 )
 from gp4u.providers.contract import Ability, Call, Choose, unfit
@@ -370,6 +373,7 @@ def test_only_an_auction_is_handed_the_choice(tmp_path: Path) -> None:
 
 
 TCP, UDP = Port(number=8000), Port(number=9000, protocol=Protocol.UDP)
+LOGIN = RegistryLogin(server="registry.example.com", username="me", password="-")
 HTTP_CHECK = HealthCheck(port=8000, path="/")
 NEEDS = {
     Ability.COMMAND: replace(WORKLOAD, command=("sleep", "1")),
@@ -377,6 +381,8 @@ NEEDS = {
     Ability.PORTS: WORKLOAD,
     Ability.MANY_PORTS: replace(WORKLOAD, ports=(TCP, Port(number=8001))),
     Ability.UDP: replace(WORKLOAD, ports=(UDP,)),
+    Ability.ENTRYPOINT: replace(WORKLOAD, entrypoint=("sleep",)),
+    Ability.REGISTRY_LOGIN: replace(WORKLOAD, login=LOGIN),
     Ability.RAW_PORTS: replace(WORKLOAD, health=(HealthCheck(port=8000),)),
 }
 EVERYTHING = ~Ability.NONE
@@ -396,6 +402,39 @@ def test_a_workload_needs_exactly_the_ability_that_it_uses(ability: Ability) -> 
     assert unfit(without, offer(), plain) is None
     if ability is not Ability.PORTS:  # which every other workload here needs as well
         assert [unfit(without, offer(), workload) for workload in others] == [None] * len(others)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        {"files": (File(path="/etc/x", content=b""),)},
+        {"before": (("true",),)},
+        {"working_dir": "/srv"},
+        {"directories": ("/cache",)},
+    ],
+    ids=lambda around: next(iter(around)),
+)
+def test_what_stands_around_a_program_needs_files_and_a_known_entrypoint(
+    around: dict[str, object],
+) -> None:
+    """Dropped in silence it would be missed by a program that is paid for."""
+    (field,) = around
+    known = replace(WORKLOAD, entrypoint=("sleep",), **around)
+    assert unfit(replace(SPEC, can=EVERYTHING), offer(), known) is None
+    for spec, workload in (
+        (replace(SPEC, can=EVERYTHING & ~Ability.FILES), known),
+        (replace(SPEC, can=EVERYTHING), replace(WORKLOAD, **around)),
+    ):
+        refusal = unfit(spec, offer(), workload)
+        assert refusal is not None
+        assert refusal.field == field
+
+
+def test_wishes_leave_no_market_out() -> None:
+    """A shell and a restart are had where they can be."""
+    wishes: dict[str, object] = {"shell": True, "restart": Restart.ALWAYS}
+    without = EVERYTHING & ~(Ability.SHELL | Ability.FILES | Ability.RESTART | Ability.FORWARD)
+    assert unfit(replace(SPEC, can=without), offer(), replace(WORKLOAD, **wishes)) is None
 
 
 def test_what_stands_beside_needs_abilities_too() -> None:

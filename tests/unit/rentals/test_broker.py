@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from gp4u.errors import BadInput, CalledOff, NothingFits, OwnerHasRental
-from gp4u.model import HealthCheck, RentalKey
+from gp4u.model import Demand, HealthCheck, RentalKey
 from gp4u.rentals.broker import Decided, Intended, Progress, Rented, Settled, Watched
 from gp4u.rentals.rental import RentalState
 from tests.laws import Story, told
@@ -119,6 +119,23 @@ def test_an_owner_may_rent_again_as_soon_as_the_first_is_being_released(tmp_path
         second = await story.rent("cli:a")
 
         assert second.state is RentalState.RUNNING
+
+    told(tale, tmp_path)
+
+
+def test_rents_at_the_same_time_do_not_race_for_one_machine(tmp_path: Path) -> None:
+    """All but one would lose, and each loss is a call of which the market grants few."""
+
+    async def tale(story: Story) -> None:
+        async with asyncio.TaskGroup() as group:
+            rents = [story.rent(f"pod:{n}", Demand(), wait=False) for n in range(3)]
+            tasks = [group.create_task(each) for each in rents]
+        offers = [task.result().offer_id for task in tasks]
+
+        assert len(set(offers)) == len(offers)
+        assert story.rent_calls == len(offers), "nobody lost to another one of ours"
+        fourth = await story.rent("pod:3", Demand(), wait=False)
+        assert fourth.offer_id not in offers, "the book may still show what we have got"
 
     told(tale, tmp_path)
 

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from gp4u.errors import BadInput, LedgerLocked, LedgerUnusable, OwnerHasRental, StaleRental
+from gp4u.errors import (
+    BadInput,
+    Fenced,
+    LedgerLocked,
+    LedgerUnusable,
+    OwnerHasRental,
+    StaleRental,
+)
 from gp4u.model import InstanceState
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.ledger import Ledger, open_ledger
@@ -108,6 +115,37 @@ async def test_a_move_under_another_epoch_is_refused(ledger: Ledger, url: str) -
 
     with pytest.raises(StaleRental):
         await ledger.move(rental, rentals.give_up(rental, "asked", at=AT), at=AT)
+
+
+async def test_who_was_replaced_can_neither_intend_nor_move(ledger: Ledger, url: str) -> None:
+    """R1, R3: a holder that slept through its own replacement must not pay for anything."""
+    rental = intended()
+    async with ledger.hold():
+        await ledger.intend(rental, b"{}")
+    async with open_ledger(url) as other, other.hold():
+        assert other.epoch == ledger.epoch + 1
+
+        with pytest.raises(Fenced, match="another process"):
+            await ledger.intend(intended(owner="cli:late"), b"{}")
+        with pytest.raises(Fenced, match="another process"):
+            await ledger.move(rental, rentals.give_up(rental, "asked", at=AT), at=AT)
+        moved = await other.move(rental, rentals.give_up(rental, "asked", at=AT), at=AT)
+
+    assert moved.state is RentalState.RELEASING
+    assert [r.reason for r in await ledger.open_rentals()] == ["asked"]
+
+
+async def test_who_never_held_the_ledger_goes_along_with_any_epoch(
+    ledger: Ledger, url: str
+) -> None:
+    """A command beside a server: the server may restart while the command runs."""
+    rental = intended()
+    await ledger.intend(rental, b"{}")
+    async with open_ledger(url) as server, server.hold():
+        moved = await ledger.move(rental, rentals.give_up(rental, "asked", at=AT), at=AT)
+
+        assert moved.state is RentalState.RELEASING
+        assert ledger.epoch == server.epoch
 
 
 async def test_what_was_written_reads_back_the_same(ledger: Ledger) -> None:

@@ -33,7 +33,7 @@ PLAIN = Offer(
     disk_gib=200.0,
     open_ports=10,
     verified=True,
-    datacenter=False,
+    datacenter=True,
 )
 EVERY_BOUND = Requirements(
     gpu_models=("RTX 3060",),
@@ -46,6 +46,7 @@ EVERY_BOUND = Requirements(
     ports=2,
     locations=("US",),
     providers=("vastai",),
+    datacenter_only=True,
 )
 
 
@@ -64,6 +65,8 @@ BREACHES: list[tuple[str, dict[str, Any], str, str]] = [
     ("kind", {"interruptible": True}, "interruptible", "on demand"),
     ("verified", {"verified": False}, "no", "yes"),
     ("verified", {"verified": None}, "unknown", "yes"),
+    ("datacenter", {"datacenter": False}, "no", "yes"),
+    ("datacenter", {"datacenter": None}, "unknown", "yes"),
     ("gpu_type", {"gpu_model": "RTX 3060 Ti"}, "RTX 3060 Ti", "RTX 3060"),
     ("gpu_count", {"gpu_count": 2}, "2", "== 1"),
     ("vram", {"vram_gib": 8.0}, "8 GiB", ">= 12 GiB"),
@@ -112,6 +115,7 @@ def test_filters_are_asked_in_the_stated_order() -> None:
         "available",
         "kind",
         "verified",
+        "datacenter",
         "gpu_type",
         "gpu_count",
         "vram",
@@ -182,6 +186,7 @@ NEAREST: list[tuple[str, list[dict[str, Any]], str | None]] = [
     ("available", [{"available": False}], None),
     ("kind", [{"interruptible": True}], "interruptible"),
     ("verified", [{"verified": None}], "no"),
+    ("datacenter", [{"datacenter": None}], "no"),
     ("gpu_type", [{"gpu_model": m} for m in "ABBCCCDDDD"], "D, C, B"),
     ("gpu_count", [{"gpu_count": 8}, {"gpu_count": 2}], "2"),
     ("vram", [{"vram_gib": 8.0}, {"vram_gib": 11.0}], "11"),

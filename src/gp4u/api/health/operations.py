@@ -90,6 +90,15 @@ def operation_routes(
     `listeners` tells how many read the event stream.
     """
     router = APIRouter(tags=["operations"], route_class=StrictRoute)
+    page = MetricsPage(
+        clock=clock,
+        book=book,
+        ledger=ledger,
+        guards=guards,
+        metrics=metrics,
+        beats=beats,
+        budget=budget,
+    )
 
     @router.get(
         "/livez",
@@ -141,18 +150,40 @@ def operation_routes(
         `docs/howto/monitor.md` says which to watch. Where the ledger cannot be read, rentals and
         budgets stay at what they were, and `gp4u_ready` is 0.
         """
-        now = clock.now()
-        parts = await _parts(ledger, beats)
-        metrics.ready(_works(parts))
         metrics.subscribers(listeners())
-        for slug, guard in guards.items():
-            _draw_guard(metrics, slug, guard)
-        _draw_book(metrics, book, guards, now)
-        if parts["ledger"] == OK:
-            await _draw_rentals(metrics, ledger, guards, budget, now)
-        return Response(metrics.render(), media_type=PROMETHEUS_TYPE)
+        return Response(await page.text(), media_type=PROMETHEUS_TYPE)
 
     return router
+
+
+class MetricsPage:
+    """What a scrape gets: what is counted as it happens, and what is looked up for each scrape."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        book: Book,
+        ledger: Ledger,
+        guards: Mapping[str, Guard],
+        metrics: Metrics,
+        beats: Mapping[str, Callable[[], float]],
+        budget: Budget | None = None,
+    ) -> None:
+        self._clock, self._book, self._ledger, self._guards = clock, book, ledger, guards
+        self._metrics, self._beats, self._budget = metrics, beats, budget
+
+    async def text(self) -> bytes:
+        """Return it in the text format 0.0.4."""
+        now = self._clock.now()
+        parts = await _parts(self._ledger, self._beats)
+        self._metrics.ready(_works(parts))
+        for slug, guard in self._guards.items():
+            _draw_guard(self._metrics, slug, guard)
+        _draw_book(self._metrics, self._book, self._guards, now)
+        if parts["ledger"] == OK:
+            await _draw_rentals(self._metrics, self._ledger, self._guards, self._budget, now)
+        return self._metrics.render()
 
 
 class Pulse:

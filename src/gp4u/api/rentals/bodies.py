@@ -71,6 +71,8 @@ class DemandBody(BaseModel):
     interruptible: bool = False
     """Only what can be taken away for a higher bid; else only what cannot."""
     verified_only: bool = True
+    datacenter_only: bool = False
+    """Only hosts that the market says stand in a datacenter."""
     weights: dict[Word, Annotated[float, Field(ge=0, le=100)]] = Field(default={}, max_length=20)
     """Criterion to weight, summing to 1 or 100; criteria left out share what is left."""
 
