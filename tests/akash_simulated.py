@@ -31,7 +31,8 @@ from gp4u.sim.akash.app import akash_app, client_env
 from gp4u.sim.akash.market import AkashMarket, AkashSettings
 from gp4u.sim.faults import Faults, Rule
 from gp4u.sim.inprocess import InProcessTransport
-from gp4u.sim.runtime import Runtime, pretend
+from gp4u.sim.launch import Runtime
+from gp4u.sim.runtime import pretend
 from gp4u.sim.world import World
 from tests.virtual_loop import EPOCH, VirtualClock, run_virtual
 

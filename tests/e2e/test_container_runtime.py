@@ -11,17 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 import httpx2
 import pytest
 
+from gp4u.sim.containers import LABEL
 from gp4u.sim.engine import Engine
-from gp4u.sim.runtime import (
-    LABEL,
-    Launch,
-    LaunchFailed,
-    Port,
-    Running,
-    Runtime,
-    can_run,
-    container,
-)
+from gp4u.sim.launch import ERR, OUT, Launch, LaunchFailed, Port, Running, Runtime
+from gp4u.sim.runtime import can_run, container
 
 from .podman import IMAGE, PAGE, service
 
@@ -214,9 +207,54 @@ async def test_closing_removes_its_own_containers_and_no_others(socket: str) -> 
     assert await left(socket) == 0
 
 
+async def entered(
+    running: Running, *argv: str, tty: bool = False, stdin: bytes | None = None
+) -> tuple[bytes, bytes, int]:
+    """Run a command inside, and return both its outputs and its code."""
+    heard = {OUT: bytearray(), ERR: bytearray()}
+
+    async def out(which: int, data: bytes) -> None:
+        heard[which] += data
+
+    inside = await running.enter(argv, tty=tty)
+    await inside.resize(100, 30)
+    if stdin is not None:
+        await inside.write(stdin)
+        await inside.end_input()
+    async with asyncio.timeout(30):
+        code = await inside.run(out)
+    return bytes(heard[OUT]), bytes(heard[ERR]), code
+
+
+async def test_a_command_runs_inside_a_container(runtime: Runtime) -> None:
+    """`kubectl exec` in a rehearsal must be what it is on a rented machine."""
+    running = await runtime.start(shell(POLITE, WHO="me"))
+    script = "echo $WHO; echo no >&2; exit 3"
+    assert await entered(running, "sh", "-c", script) == (b"me\n", b"no\n", 3)
+    assert await entered(running, "busybox", "cat", stdin=b"x" * 100_000) == (
+        b"x" * 100_000,
+        b"",
+        0,
+    )
+    out, _, code = await entered(
+        running, "sh", "-c", "busybox sleep 0.3; busybox stty size; exit 4", tty=True
+    )
+    assert (out.strip(), code) == (b"30 100", 4)
+
+
+async def test_a_port_of_a_container_is_reached_though_nobody_published_it(
+    runtime: Runtime,
+) -> None:
+    """`kubectl port-forward` leads to what only listens inside."""
+    running = await runtime.start(shell("busybox httpd -f -p 8080 -h /www"))
+    host, port = await running.reach(8080)
+    assert await fetched(f"http://{host}:{port}/index.html") == PAGE
+
+
 SIMULATOR = """
 import asyncio, sys
-from gp4u.sim.runtime import Launch, container
+from gp4u.sim.launch import Launch
+from gp4u.sim.runtime import container
 
 async def main(socket, image):
     runtime = await container(socket)

@@ -122,7 +122,7 @@ def test_it_says_who_it_is_and_runs_as_nobody_in_particular(podman: Engine) -> N
     assert config["Entrypoint"] == ["/opt/gp4u/bin/gp4u"]
     assert config["Cmd"] == ["serve"]
     assert list(config["Volumes"]) == ["/data"]
-    assert list(config["ExposedPorts"]) == ["8000/tcp"]
+    assert sorted(config["ExposedPorts"]) == ["10250/tcp", "8000/tcp"]
     assert config["StopSignal"] in ("SIGTERM", "15")
     assert about["HealthCheck" if "HealthCheck" in about else "Healthcheck"]["Test"][0] == "CMD"
     assert config["Labels"]["org.opencontainers.image.title"] == "GP4U"

@@ -10,7 +10,7 @@ it is the only thing that can prove that a machine is gone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from decimal import Decimal
 from enum import Flag, auto
 from typing import ClassVar
@@ -19,6 +19,7 @@ import msgspec
 
 from gp4u.errors import BadInput, Refused
 from gp4u.model import Listing, Offer, Protocol, RentalKey, Requirements, Workload
+from gp4u.providers.session import Link, Session
 from gp4u.resilience.bucket import Pace
 from gp4u.resilience.guard import Guard
 
@@ -58,6 +59,20 @@ class Ability(Flag):
     """A container port is reached at an address and port; without it, by one HTTP URL only."""
     MANY_PORTS = auto()
     """More than one container port can be published."""
+    SHELL = auto()
+    """A command runs inside an instance with its streams open, with a terminal if wanted."""
+    FORWARD = auto()
+    """A container port that is not published can be reached through the market."""
+    FILES = auto()
+    """Files and commands that come first, where the workload's entrypoint is known."""
+    ENTRYPOINT = auto()
+    """The image's entrypoint can be replaced."""
+    REGISTRY_LOGIN = auto()
+    """An image that is not public can be pulled."""
+    RESTART = auto()
+    """A workload can be started anew in its machine."""
+    FOLLOW = auto()
+    """What the workload prints can be followed as it comes."""
 
 
 class ProviderSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +182,8 @@ def unfit(spec: ProviderSpec, offer: Offer, workload: Workload) -> BadInput | No
         return BadInput("port", ports[0].number, f"{title} publishes no port")
     if len(ports) > 1 and Ability.MANY_PORTS not in can:
         return BadInput("port", len(ports), f"{title} publishes one port")
+    if refusal := _unfit_around(spec, workload):
+        return refusal
     for port in ports:
         if port.protocol is Protocol.UDP and Ability.UDP not in can:
             return BadInput("port", f"{port.number}/udp", f"{title} publishes TCP only")
@@ -177,6 +194,43 @@ def unfit(spec: ProviderSpec, offer: Offer, workload: Workload) -> BadInput | No
             return BadInput("health", f"tcp:{check.port}", bound)
     if offer.interruptible and Ability.INTERRUPTIBLE not in can:
         return BadInput("interruptible", offer.offer_id, f"{title} takes no bids")
+    return None
+
+
+def fit(spec: ProviderSpec, offer: Offer, workload: Workload) -> None:
+    """Insist that a market can do all that a workload asks for; each adapter does before it rents.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    if (why := unfit(spec, offer, workload)) is not None:
+        raise why
+
+
+def _unfit_around(spec: ProviderSpec, workload: Workload) -> BadInput | None:
+    """Say what of the things around a workload's program a market cannot do."""
+    can, title = spec.can, spec.title
+    entrypoints = [workload.entrypoint, *(each.entrypoint for each in workload.beside)]
+    replaced = next((entrypoint for entrypoint in entrypoints if entrypoint), None)
+    if replaced and Ability.ENTRYPOINT not in can:
+        return BadInput("entrypoint", replaced[0][:40], f"{title} runs the image's own entrypoint")
+    if workload.login is not None and Ability.REGISTRY_LOGIN not in can:
+        return BadInput("login", workload.login.server, f"{title} pulls public images only")
+    for field, wanted in (
+        ("files", workload.files),
+        ("directories", workload.directories),
+        ("before", workload.before),
+        ("working_dir", workload.working_dir),
+    ):
+        if not wanted:
+            continue
+        told = wanted if isinstance(wanted, str) else f"{len(wanted)} of them"
+        if Ability.FILES not in can:
+            bound = f"{title} starts a container, and does nothing around it"
+            return BadInput(field, told, bound)
+        if not workload.entrypoint:
+            bound = "needs the entrypoint as well: what stands around a program has to start it"
+            return BadInput(field, told, bound)
     return None
 
 
@@ -275,6 +329,49 @@ class Provider(ABC):
         """
         del instance_id, command, stdin, timeout_s
         raise unsupported(self.spec, "exec")
+
+    async def open_exec(
+        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+    ) -> Session:
+        """Start a command inside the instance and return it with its streams open; for `SHELL`.
+
+        Raises:
+            InstanceAbsent: there is no such instance.
+            Unavailable: it cannot be reached; nothing was started.
+        """
+        del instance_id, key, command, tty
+        raise unsupported(self.spec, "exec")
+
+    async def open_port(self, instance_id: str, key: RentalKey, port: int) -> Link:
+        """Connect to a port inside the instance that is not published; for `FORWARD`.
+
+        Raises:
+            InstanceAbsent: there is no such instance.
+            Unavailable: nothing listens there, or the instance cannot be reached.
+        """
+        del instance_id, key, port
+        raise unsupported(self.spec, "port-forward")
+
+    def follow(self, instance_id: str) -> AsyncIterator[bytes]:
+        """Yield what the workload prints from now on, in pieces of any size; for `FOLLOW`.
+
+        Ends when the workload does.
+
+        Raises:
+            InstanceAbsent: there is no such instance.
+            Unavailable: the connection broke; some lines may be lost.
+        """
+        del instance_id
+        raise unsupported(self.spec, "follow")
+
+    async def restart(self, instance_id: str) -> None:
+        """Start the workload anew in its machine, which goes on costing; for `RESTART`.
+
+        Raises:
+            InstanceAbsent: there is no such instance.
+        """
+        del instance_id
+        raise unsupported(self.spec, "restart")
 
     async def billed(self, instance_id: str) -> Decimal | None:
         """Return what the provider has charged for it so far; None where it cannot tell."""

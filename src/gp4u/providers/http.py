@@ -56,6 +56,11 @@ _NOT_SENT: Final = (
     httpx2.UnsupportedProtocol,
 )
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_DOCUMENTATION: Final = tuple(
+    ipaddress.ip_network(each)
+    for each in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+)
+"""Source: RFC 5737 and RFC 3849."""
 UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 """What decoding foreign JSON raises: 100,000 brackets are a RecursionError, not a ValueError."""
 _encoder: Final = msgspec.json.Encoder(decimal_format="number")
@@ -483,7 +488,9 @@ async def addresses_of(host: str, port: int) -> list[Address]:
 def may_connect(address: Address, *, allow_loopback: bool = False) -> bool:
     """Tell whether foreign text may make us connect to an address: public, or allowed loopback.
 
-    An IPv6 address that stands for an IPv4 one is judged as the latter.
+    Loopback is for development, and so are the networks of documentation, where nobody ever is: a
+    simulated machine may have such an address. An IPv6 address that stands for an IPv4 one is
+    judged as the latter.
     """
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id is not None or address.is_site_local or address.teredo is not None:
@@ -493,7 +500,7 @@ def may_connect(address: Address, *, allow_loopback: bool = False) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             address = inner
-    if address.is_loopback:
+    if address.is_loopback or any(address in each for each in _DOCUMENTATION):
         return allow_loopback
     return address.is_global and not address.is_multicast and not address.is_reserved
 

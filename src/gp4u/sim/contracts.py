@@ -10,16 +10,18 @@ reports that quote `status_msg`, checked 2026-11.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from enum import StrEnum
 from random import Random
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import msgspec
 
+from gp4u.sim.launch import Launch, Port, Running, Runtime
 from gp4u.sim.market import Machine
-from gp4u.sim.runtime import Port, Running
+
+_LOG_LINES = 10_000
 
 
 class Trouble(StrEnum):
@@ -28,6 +30,8 @@ class Trouble(StrEnum):
     OCI_ERROR = "oci_error"
     """The container cannot be created; stays `created` with the runtime's error text."""
     PULL_ERROR = "pull_error"
+    PULL_DENIED = "pull_denied"
+    """The registry wants a login, and got none or a wrong one."""
     SLOW_PULL = "slow_pull"
     """Twenty times the usual boot, with a text that stands still."""
     STUCK = "stuck"
@@ -62,6 +66,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     entrypoint: str | None = None
     env: Mapping[str, str] = {}
     ports: tuple[Port, ...] = ()
+    served: tuple[Port, ...] = ()
+    """Those of the ports that the market itself listens on, and not what is rented."""
+    login: tuple[str, str, str] | None = None
+    """Registry, user and password that the image is pulled with."""
     start: bool = True
     extra: Mapping[str, object] = {}
 
@@ -72,6 +80,17 @@ class Step(msgspec.Struct, frozen=True):
     at: float
     kind: str
     text: str = ""
+
+
+class Door(Protocol):
+    """A way into a running instance that the market itself keeps open."""
+
+    @property
+    def ports(self) -> Mapping[tuple[int, str], int]:
+        """(container port, protocol) to host port."""
+
+    async def aclose(self) -> None:
+        """Let nobody in any more, and send everybody out."""
 
 
 class Contract:
@@ -113,6 +132,8 @@ class Contract:
         self.logs_kept = ""
         """What the last process printed, once it is gone."""
         self.running: Running | None = None
+        self.door: Door | None = None
+        """What the market listens with on the machine, while the instance is up."""
         self.plan: list[Step] = []
         self.accrued_to = at
         self.charges: defaultdict[tuple[int, str], Decimal] = defaultdict(Decimal)
@@ -163,6 +184,8 @@ def boot_plan(
             return [plan[0], Step(at + 0.15 * boot_s, "message", _oci_error(contract))]
         case Trouble.PULL_ERROR:
             return [*plan, *texts, Step(up, "message", _pull_error(contract))]
+        case Trouble.PULL_DENIED:
+            return [*plan, *texts, Step(up, "message", _pull_denied(contract))]
         case Trouble.STUCK:
             return plan + texts
         case Trouble.SLOW_PULL:
@@ -208,3 +231,58 @@ def _oci_error(contract: Contract) -> str:
 def _pull_error(contract: Contract) -> str:
     image = contract.order.image
     return f"Error response from daemon: manifest for {image} not found: manifest unknown"
+
+
+def _pull_denied(contract: Contract) -> str:
+    image = contract.order.image.partition(":")[0]
+    return (
+        f"Error response from daemon: pull access denied for {image}, repository does not exist or "
+        "may require 'docker login': denied: requested access to the resource is denied"
+    )
+
+
+def launch_of(contract: Contract, more: Mapping[str, str], runtime: Runtime) -> Launch:
+    """Return what to start for a contract, with more variables than its renter asked for.
+
+    What the market itself listens on is not the program's; where all is pretended nobody listens.
+    """
+    order, pretended = contract.order, runtime.name == "pretend"
+    ports = tuple(port for port in order.ports if pretended or port not in order.served)
+    return Launch(
+        instance_id=str(contract.id),
+        image=order.image,
+        command=order.command,
+        entrypoint=order.entrypoint,
+        env={**order.env, **more},
+        ports=ports,
+        own_root=order.entrypoint is not None,
+        login=order.login,
+    )
+
+
+Attend = Callable[[Contract], Awaitable[Door | None]]
+"""Opens a way into what has just started, if there is one."""
+
+
+async def nobody(_: Contract) -> None:
+    """Open no way in."""
+
+
+async def open_door(contract: Contract, running: Running, attend: Attend) -> None:
+    """Let a market open its way into what has started, unless it is halted meanwhile."""
+    door = await attend(contract)
+    if door is None:
+        return
+    if contract.running is not running:
+        await door.aclose()  # nobody else knows of it
+        return
+    contract.door = door
+    contract.ports |= door.ports
+
+
+async def wind_up(contract: Contract, running: Running, door: Door | None) -> None:
+    """End what ran for a contract, and keep what it printed."""
+    if door is not None:
+        await door.aclose()
+    contract.logs_kept = await running.logs(_LOG_LINES)
+    await running.stop()

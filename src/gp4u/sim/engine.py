@@ -10,15 +10,19 @@ checked November 2026; the same calls tried against podman 4.3.1.
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import httpx2
 import msgspec
+
+from gp4u.sim.entering import Entered, HijackRefusedError, hijacked
 
 LOG_BYTES = 1024 * 1024
 """The most that `logs` returns: the newest part."""
@@ -26,6 +30,8 @@ LOG_BYTES = 1024 * 1024
 _PING_S = 10.0
 """For the first answer: podman asks two other programs for their versions before it gives its."""
 _CALL_S = 60.0
+_EXEC_POLL_S, _EXEC_POLLS = 0.02, 250
+"""An engine may close a command's streams a moment before it knows how it ended."""
 _PULL_S = 600.0
 """Without a word from the engine while it pulls; a big layer is unpacked in silence."""
 
@@ -55,8 +61,13 @@ class _Created(msgspec.Struct, rename="pascal"):
     id: str
 
 
+class _Attached(msgspec.Struct, rename={"address": "IPAddress"}):
+    address: str = ""
+
+
 class _Network(msgspec.Struct, rename="pascal"):
     ports: dict[str, list[Binding] | None] | None = None
+    networks: dict[str, _Attached] | None = None
 
 
 class _State(msgspec.Struct, rename="pascal"):
@@ -66,6 +77,11 @@ class _State(msgspec.Struct, rename="pascal"):
 class _Inspected(msgspec.Struct, rename="pascal"):
     network_settings: _Network
     state: _State
+
+
+class _Exec(msgspec.Struct, rename="pascal"):
+    running: bool = False
+    exit_code: int | None = None
 
 
 class _Listed(msgspec.Struct, rename="pascal"):
@@ -181,6 +197,47 @@ class Engine:
         ports = (await self._inspect(container)).network_settings.ports or {}
         return {port: bindings for port, bindings in ports.items() if bindings}
 
+    async def address(self, container: str) -> str:
+        """Return a container's own address on its network; empty where it has none."""
+        networks = (await self._inspect(container)).network_settings.networks or {}
+        return next((each.address for each in networks.values() if each.address), "")
+
+    async def enter(self, container: str, argv: Sequence[str], *, tty: bool) -> Entered:
+        """Start a command in a running container, with its streams open."""
+        wanted = {
+            "AttachStdin": True,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "Tty": tty,
+            "Cmd": list(argv),
+            "Env": ["TERM=xterm-256color"] if tty else [],
+        }
+        reply = await self._call("POST", f"/containers/{container}/exec", body=wanted)
+        number = _decode(reply, _Created).id
+        path = f"{self._version}/exec/{number}/start"
+        try:
+            reader, writer = await hijacked(self.socket, path, {"Detach": False, "Tty": tty})
+        except HijackRefusedError as error:
+            raise EngineError(error.status, _message(str(error).encode())) from error
+        except OSError as error:
+            raise self._unreachable(error) from error
+
+        async def resize(columns: int, rows: int) -> None:
+            size = {"w": str(columns), "h": str(rows)}
+            with suppress(EngineError):  # it may have ended
+                await self._call("POST", f"/exec/{number}/resize", size)
+
+        async def code() -> int:
+            for _ in range(_EXEC_POLLS):
+                reply = await self._call("GET", f"/exec/{number}/json")
+                told = _decode(reply, _Exec)
+                if not told.running:
+                    return told.exit_code or 0
+                await asyncio.sleep(_EXEC_POLL_S)
+            raise EngineError(None, "the command's streams ended, and it goes on")
+
+        return Entered(reader, writer, tty=tty, resize=resize, code=code)
+
     async def wait(self, container: str) -> None:
         """Wait, without end, until the container does not run.
 
@@ -225,7 +282,7 @@ class Engine:
         listed = _decode(reply, list[_Listed])
         return {each.id: (each.labels or {}).get(label.partition("=")[0], "") for each in listed}
 
-    async def pull(self, image: str) -> None:
+    async def pull(self, image: str, login: tuple[str, str, str] | None = None) -> None:
         """Fetch an image from its registry.
 
         Raises:
@@ -233,7 +290,11 @@ class Engine:
         """
         name, tag = image_parts(image)
         reply = await self._call(
-            "POST", "/images/create", {"fromImage": name, "tag": tag}, timeout_s=_PULL_S
+            "POST",
+            "/images/create",
+            {"fromImage": name, "tag": tag},
+            headers={"X-Registry-Auth": _login(*login)} if login else None,
+            timeout_s=_PULL_S,
         )
         # A failure after the first byte comes as a line of a reply that began with 200.
         for line in filter(None, map(bytes.strip, reply.splitlines())):
@@ -250,11 +311,17 @@ class Engine:
         query: Mapping[str, str] | None = None,
         *,
         body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_s: float | None = _CALL_S,
     ) -> bytes:
         try:
             reply = await self._http.request(
-                method, self._version + path, params=query, json=body, timeout=timeout_s
+                method,
+                self._version + path,
+                params=query,
+                json=body,
+                headers=headers,
+                timeout=timeout_s,
             )
         except httpx2.TransportError as error:
             raise self._unreachable(error) from error
@@ -262,9 +329,14 @@ class Engine:
             raise EngineError(reply.status_code, _message(reply.content))
         return reply.content
 
-    def _unreachable(self, error: httpx2.TransportError) -> EngineError:
+    def _unreachable(self, error: Exception) -> EngineError:
         reason = str(error) or type(error).__name__
         return EngineError(None, f"no answer from the container engine at {self.socket}: {reason}")
+
+
+def _login(server: str, user: str, password: str) -> str:
+    told = {"username": user, "password": password, "serveraddress": server}
+    return base64.urlsafe_b64encode(json.dumps(told).encode()).decode()
 
 
 def _decode(data: bytes, shape: type[_T]) -> _T:

@@ -8,7 +8,8 @@ Only the standard library is imported, and nothing of ours: it must be up in wel
 and it also runs by file path, in an interpreter without site packages. Run it as
 `python -m gp4u.sim.program`; it is told everything by its environment:
 
-    GP4U_PORTS               "8000=43121,53/udp=43122": container port = host port on 127.0.0.1
+    GP4U_PORTS               "8000=43121,53/udp=43122": container port = host port
+    GP4U_ADDRESS             where to listen; default 127.0.0.1
     GP4U_SERVICE_8000        the name that port 8000 gives itself; default "port-8000"
     GP4U_SIM_SLOW_S          wait so many seconds before each answer
     GP4U_SIM_UNHEALTHY       "1": answer 503 everywhere; "8000,8001": on those container ports
@@ -52,6 +53,7 @@ class Script(NamedTuple):
     """What the environment asked for."""
 
     services: tuple[Service, ...] = ()
+    address: str = "127.0.0.1"
     slow_s: float = 0.0
     all_unhealthy: bool = False
     unhealthy_ports: frozenset[int] = frozenset()
@@ -77,6 +79,7 @@ def read_script(env: Mapping[str, str]) -> Script:
     unhealthy = [word for word in unhealthy if word not in ("", "0")]
     return Script(
         services=_services(env),
+        address=env.get("GP4U_ADDRESS") or "127.0.0.1",
         slow_s=_seconds(env, "GP4U_SIM_SLOW_S") or 0.0,
         all_unhealthy="1" in unhealthy,
         unhealthy_ports=frozenset(
@@ -163,8 +166,9 @@ class Program:
 
     async def _listen(self, service: Service) -> None:
         if service.protocol == "udp":
+            here = (self._script.address, service.host_port)
             await asyncio.get_running_loop().create_datagram_endpoint(
-                lambda: _Datagrams(self, service), local_addr=("127.0.0.1", service.host_port)
+                lambda: _Datagrams(self, service), local_addr=here
             )
         else:
 
@@ -172,9 +176,9 @@ class Program:
                 await self._serve(service, reader, writer)
 
             await asyncio.start_server(
-                serve, "127.0.0.1", service.host_port, limit=HEAD_LIMIT, backlog=512
+                serve, self._script.address, service.host_port, limit=HEAD_LIMIT, backlog=512
             )
-        where = f"{service.port}/{service.protocol} at 127.0.0.1:{service.host_port}"
+        where = f"{service.port}/{service.protocol} at {self._script.address}:{service.host_port}"
         self._log(f"{service.name} listening on {where}")
 
     async def _serve(

@@ -8,6 +8,7 @@ been stopped. Printing the ready line is the command line's part.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import signal
 import socket
@@ -30,9 +31,10 @@ from gp4u.sim.faults import Faults, Kind
 from gp4u.sim.gate import ABORT
 from gp4u.sim.ionet.app import ENTERPRISE, ionet_app
 from gp4u.sim.ionet.gate import IoNetSettings
+from gp4u.sim.launch import LOOPBACK, Runtime
 from gp4u.sim.render.app import render_app
 from gp4u.sim.render.gate import RenderSettings
-from gp4u.sim.runtime import Runtime, container, pretend, process
+from gp4u.sim.runtime import container, pretend, process
 from gp4u.sim.vastai.app import vast_app
 from gp4u.sim.vastai.gate import VastSettings
 from gp4u.sim.world import World
@@ -112,6 +114,24 @@ class NoEngineError(RuntimeError):
     """`container` was asked for, and neither Docker nor podman answers."""
 
 
+class NoSuchAddressError(ValueError):
+    """What is rented shall listen at an address that this machine does not have."""
+
+
+def check_address(address: str) -> None:
+    """Insist that this machine can listen at an IP address.
+
+    Raises:
+        NoSuchAddressError: it cannot.
+    """
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except (OSError, ValueError) as error:
+        raise NoSuchAddressError(f"{address} is not an address of this machine: {error}") from error
+
+
 class Simulator:
     """One simulated provider that listens."""
 
@@ -156,7 +176,7 @@ class Simulator:
         }
 
 
-async def open_runtime(name: str, random: Random) -> Runtime:
+async def open_runtime(name: str, random: Random, address: str = LOOPBACK) -> Runtime:
     """Return a runtime by name; `auto` is `container` where an engine answers, else `process`.
 
     Raises:
@@ -165,14 +185,14 @@ async def open_runtime(name: str, random: Random) -> Runtime:
     """
     match name:
         case "pretend":
-            return pretend(random)
+            return pretend(random, address)
         case "process":
-            return process()
+            return process(address)
         case "container" | "auto":
-            found = await container()
+            found = await container(address=address)
             if found is None and name == "container":
                 raise NoEngineError("no container engine answers (Docker or podman)")
-            return found or process()
+            return found or process(address)
         case _:
             raise ValueError(f"runtime: {name!r} is not one of {', '.join(RUNTIMES)}")
 
@@ -190,6 +210,7 @@ async def simulator(
     settings: Settings | None = None,
     flavor: str | None = None,
     credit_usd: Decimal = Decimal("25"),
+    public_ip: str = LOOPBACK,
 ) -> AsyncIterator[Simulator]:
     """Run a simulated provider on 127.0.0.1 for as long as the context lasts.
 
@@ -197,11 +218,13 @@ async def simulator(
         port: 0 takes a free one.
         boot_scale: factor on `BOOT_S`.
         flavor: which of its two dialects Render speaks; None: the real one.
+        public_ip: an address of this machine, at which what is rented listens and is published.
 
     Raises:
         ValueError: no such provider or runtime.
         NoEngineError: `container`, and no engine answers.
         OSError: the port is taken.
+        NoSuchAddressError: the public address is not one of this machine.
     """
     if provider not in PROVIDERS:
         raise ValueError(f"provider: {provider!r} is not one of {', '.join(PROVIDERS)}")
@@ -213,10 +236,11 @@ async def simulator(
     if flavor is not None and isinstance(settings, RenderSettings):
         settings = msgspec.structs.replace(settings, flavor=flavor)
     faults = Faults() if faults is None else faults
+    check_address(public_ip)
     world = World(
         asyncio.get_running_loop().time,
         random,
-        runtime=await open_runtime(runtime_name, Random(random.getrandbits(64))),  # noqa: S311 -- ports
+        runtime=await open_runtime(runtime_name, Random(random.getrandbits(64)), public_ip),  # noqa: S311 -- ports
         offers=offers,
         credit_usd=credit_usd,
         boot_s=(BOOT_S[0] * boot_scale, BOOT_S[1] * boot_scale),
@@ -256,6 +280,7 @@ async def serve(
     faults: Faults | None = None,
     boot_scale: float = 1.0,
     flavor: str | None = None,
+    public_ip: str = LOOPBACK,
     ready: Callable[[dict[str, object]], None],
     meter: Callable[[dict[str, object]], None] = lambda _: None,
 ) -> None:
@@ -264,6 +289,7 @@ async def serve(
     Args:
         port: of the first provider; the next ones take the following ports. 0: free ones.
         flavor: which of its two dialects Render speaks; None: the real one.
+        public_ip: an address of this machine, at which what is rented listens and is published.
         ready: called once per provider when it listens, with its ready line.
         meter: called once at the end, with what each market charged, by provider.
 
@@ -271,6 +297,7 @@ async def serve(
         ValueError: no such provider or runtime.
         NoEngineError: `container`, and no engine answers.
         OSError: a port is taken.
+        NoSuchAddressError: the public address is not one of this machine.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -291,6 +318,7 @@ async def serve(
                         faults=faults,
                         boot_scale=boot_scale,
                         flavor=flavor,
+                        public_ip=public_ip,
                     )
                 )
                 markets.append(running)

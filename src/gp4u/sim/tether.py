@@ -33,6 +33,11 @@ LOG_BYTES = 1024 * 1024
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_CLONE_NEWNS = 0x0002_0000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x4_0000
+_MNT_DETACH = 2
+_LAYER = ".root"
+"""After the name of a command's directory: where its layer of files is mounted."""
 _CHUNK = 64 * 1024
 
 
@@ -44,6 +49,8 @@ class Order(TypedDict):
     """All of it; nothing is inherited."""
     directory: str
     """Where the command starts; removed at the end."""
+    own_root: bool
+    """Whether what it writes anywhere shall be its own, if the kernel allows it."""
     log_fd: int
     """An open file to keep the output in."""
     grace_s: float
@@ -54,6 +61,8 @@ class Report(TypedDict, total=False):
     """One line of JSON on stdout, once the command runs (`pid`) or could not be started."""
 
     pid: int
+    own_root: bool
+    """Whether it has a view of all files in which what it writes is its own."""
     errno: int
     error: str
 
@@ -109,16 +118,25 @@ class Tether:
         self._signals = _signal_pipe()
         self._watch(self._signals, self._on_signal)
         self._watch(sys.stdin.fileno(), self._on_stdin)
+        root = own_root(order["directory"]) if order["own_root"] else None
+        self.has_own_root = root is not None
+
+        def place() -> None:
+            # For the case that somebody kills the tether itself. There are no threads here.
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if root is not None:
+                os.chroot(root)
+                os.chdir(order["directory"])
+
         self._child = subprocess.Popen(  # noqa: S603 -- to run what it is told is its purpose
             order["argv"],
-            env=order["env"],
+            env=told(order, own_root=self.has_own_root),
             cwd=order["directory"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # For the case that somebody kills the tether itself. There are no threads here.
-            preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
+            preexec_fn=place,
         )
         assert self._child.stdout is not None  # noqa: S101 -- for the type checker: it is a PIPE
         self._output = self._child.stdout.fileno()
@@ -183,6 +201,73 @@ class Tether:
         # number is still its own.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, number)
+
+
+def told(order: Order, *, own_root: bool) -> dict[str, str]:
+    """Return the command's environment, with where its files' root is if it asked for its own."""
+    if not order["own_root"]:
+        return order["env"]
+    return {**order["env"], "GP4U_ROOT": "" if own_root else order["directory"]}
+
+
+def own_root(directory: str) -> str | None:
+    """Lay a layer over all files that takes what is written; return where, None where we may not.
+
+    This process gets mounts of its own for it, so nobody else sees them and they go with us. What
+    is mounted below the root is shared as it is, but for `/tmp`.
+
+    Source: unshare(2), mount(2) and the kernel's documentation of overlayfs; checked 2026-11.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    base = directory + _LAYER
+
+    def mount(kind: str, source: str, target: str, flags: int = 0, data: str = "") -> bool:
+        words = (source.encode(), target.encode(), kind.encode())
+        done: int = libc.mount(*words, ctypes.c_ulong(flags), data.encode())
+        return done == 0
+
+    if os.geteuid() != 0 or libc.unshare(_CLONE_NEWNS) != 0:
+        return None
+    mounts = _mounts()
+    if not mount("", "none", "/", _MS_REC | _MS_PRIVATE):
+        return None
+    os.mkdir(base)  # noqa: PTH102 -- as everywhere here: pathlib would make the start slower
+    if not mount("tmpfs", "tmpfs", base):
+        return None
+    upper, work, root = f"{base}/upper", f"{base}/work", f"{base}/root"
+    for each in (upper, work, root):
+        os.mkdir(each)  # noqa: PTH102 -- same
+    layers = f"lowerdir=/,upperdir={upper},workdir={work}"
+    if not mount("overlay", "overlay", root, data=layers):
+        return None
+    done: list[str] = []
+    for place in mounts:
+        if place == "/tmp":  # noqa: S108 -- the machine's own, which instances do not share
+            mount("tmpfs", "tmpfs", root + place)
+            os.makedirs(root + directory, exist_ok=True)  # noqa: PTH103 -- same
+            mount("", directory, root + directory, _MS_BIND)
+        elif not any(place.startswith(f"{each}/") for each in done):
+            mount("", place, root + place, _MS_BIND | _MS_REC)
+        done.append(place)
+    return root
+
+
+def _mounts() -> list[str]:
+    """Return what is mounted below the root, in the order in which it was done.
+
+    Source: /proc/pid/mounts, proc(5): blanks in a path are written as octal numbers.
+    """
+    with open("/proc/self/mounts", encoding="utf-8") as table:  # noqa: PTH123 -- as above
+        places = [line.split()[1].replace("\\040", " ") for line in table]
+    return [place for place in dict.fromkeys(places) if place != "/"]
+
+
+def _unmount(directory: str) -> None:
+    base = directory + _LAYER
+    if os.path.isdir(base):  # noqa: PTH112 -- as above
+        ctypes.CDLL(None).umount2(base.encode(), _MNT_DETACH)
+        with contextlib.suppress(OSError):
+            os.rmdir(base)  # noqa: PTH106 -- as above
 
 
 def _signal_pipe() -> int:
@@ -261,11 +346,12 @@ def main() -> int:
         except (OSError, ValueError) as error:
             _report({"errno": getattr(error, "errno", None) or 0, "error": str(error)})
             return 127
-        _report({"pid": tether.pid})
+        _report({"pid": tether.pid, "own_root": tether.has_own_root})
         return tether.run()
     finally:
         import shutil  # as above
 
+        _unmount(order["directory"])
         shutil.rmtree(order["directory"], ignore_errors=True)
 
 

@@ -21,13 +21,23 @@ from random import Random
 
 import msgspec
 
-from gp4u.sim.contracts import Contract, Order, Step, Trouble, boot_plan
+from gp4u.sim.contracts import (
+    Attend,
+    Contract,
+    Order,
+    Step,
+    Trouble,
+    boot_plan,
+    launch_of,
+    nobody,
+    open_door,
+    wind_up,
+)
+from gp4u.sim.launch import Launch, LaunchFailed, Runtime
 from gp4u.sim.market import Machine, Slice, draw_market
-from gp4u.sim.runtime import Launch, LaunchFailed, Running, Runtime
 
 _US_PER_HOUR = 3_600_000_000
 _DAY_S = 86_400
-_LOG_LINES = 10_000
 
 
 class World:
@@ -80,6 +90,8 @@ class World:
         """Every contract ever made, oldest first."""
         self.environment: Callable[[Contract], Mapping[str, str]] = lambda _: {}
         """What a dialect adds to the renter's own variables when a contract starts."""
+        self.attend: Attend = nobody
+        """How a dialect opens a way into what has just started."""
 
     # Reading. Nothing below changes the world.
 
@@ -260,8 +272,12 @@ class World:
         return True
 
     async def restart(self, contract: Contract, *, fresh: bool) -> None:
-        """Reboot the container, or with `fresh` make it anew from its image; GPUs are kept."""
-        if not contract.up:
+        """Reboot the container, or with `fresh` make it anew from its image; GPUs are kept.
+
+        One whose program ended starts again, as `docker restart` would have it.
+        """
+        ended = contract.actual == "exited" and contract.cur != "stopped" and contract.alive
+        if not contract.up and not ended:
             return
         self._accrue(contract, self.now_s)
         ports = contract.ports
@@ -366,6 +382,9 @@ class World:
 
     async def aclose(self) -> None:
         """Stop everything that really runs. Contracts stay as they are."""
+        for contract in self._live.values():
+            if contract.door is not None:
+                await contract.door.aclose()
         await self.runtime.aclose()
 
     # Events.
@@ -415,15 +434,7 @@ class World:
 
     async def _launch(self, contract: Contract, at: float) -> None:
         """Start the program; `at` is when it counts as up, whatever starting it really took."""
-        order = contract.order
-        launch = Launch(
-            instance_id=str(contract.id),
-            image=order.image,
-            command=order.command,
-            entrypoint=order.entrypoint,
-            env={**order.env, **self.environment(contract)},
-            ports=order.ports,
-        )
+        launch = launch_of(contract, self.environment(contract), self.runtime)
         if self._tasks is None:
             await self._started(contract, launch, at)
         else:
@@ -442,6 +453,7 @@ class World:
         self._accrue(contract, up_at)
         contract.running, contract.up, contract.ran_since = running, True, up_at
         contract.ports = contract.ports or dict(running.ports)
+        await open_door(contract, running, self.attend)
         contract.actual = "offline" if contract.offline else "running"
         contract.status_msg = f"success, running {contract.order.image.replace(':', '_')}"
         if self._host_losses_per_hour > 0:
@@ -450,9 +462,8 @@ class World:
 
     def _notice_exits(self, now: float) -> None:
         for contract in self._live.values():
-            code = (
-                contract.running.exited() if contract.running is not None and contract.up else None
-            )
+            running = contract.running if contract.up else None
+            code = running.exited() if running is not None else None
             if code is not None and not any(s.kind == "dead" for s in contract.plan):
                 contract.plan.append(Step(now, "dead", str(code)))
 
@@ -489,14 +500,15 @@ class World:
 
     async def _halt(self, contract: Contract, *, keep_gpus: bool = False) -> None:
         running, contract.running = contract.running, None
+        door, contract.door = contract.door, None
         contract.up, contract.ports, contract.ran_since = False, {}, None
         contract.holds_gpus = keep_gpus and contract.alive
         if running is None:
             return
         if self._tasks is None:
-            await _wind_up(contract, running)
+            await wind_up(contract, running, door)
         else:
-            self._tasks.create_task(_wind_up(contract, running))
+            self._tasks.create_task(wind_up(contract, running, door))
 
     def _can_resume(self, contract: Contract) -> bool:
         machine = self._machines.get(contract.machine.machine_id)
@@ -577,11 +589,6 @@ class World:
             return float("inf")
         since = min(c.accrued_to for c in self._live.values())
         return since + float((self._paid_in - self._spent) * 3600 / burn)
-
-
-async def _wind_up(contract: Contract, running: Running) -> None:
-    contract.logs_kept = await running.logs(_LOG_LINES)
-    await running.stop()
 
 
 def _due(parked: tuple[float, object] | None) -> float:

@@ -10,6 +10,15 @@ if find_spec("pytest") is None:
 
 from gp4u.testing.contract import ProviderContract
 from gp4u.testing.findings import ContractBroken
+from gp4u.testing.inside import InsideContract
 from gp4u.testing.troubles import Act, Held, Market, Trouble
 
-__all__ = ["Act", "ContractBroken", "Held", "Market", "ProviderContract", "Trouble"]
+__all__ = [
+    "Act",
+    "ContractBroken",
+    "Held",
+    "InsideContract",
+    "Market",
+    "ProviderContract",
+    "Trouble",
+]

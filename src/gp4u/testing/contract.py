@@ -33,6 +33,7 @@ from gp4u.testing.findings import (
     beyond,
     check_stamp,
     check_unsupported,
+    first_of,
     may_be_absent,
     must,
     problems,
@@ -216,6 +217,16 @@ class ProviderContract(Steps):
                 await check_unsupported("logs", provider.logs(self.some_instance_id))
             if Ability.EXEC not in can:
                 await check_unsupported("exec", provider.exec(self.some_instance_id, ["true"]))
+            if Ability.SHELL not in can:
+                inside = provider.open_exec(self.some_instance_id, key_of(1), ["true"], tty=False)
+                await check_unsupported("open_exec", inside)
+            if Ability.FORWARD not in can:
+                port = provider.open_port(self.some_instance_id, key_of(1), 80)
+                await check_unsupported("open_port", port)
+            if Ability.FOLLOW not in can:
+                await check_unsupported("follow", first_of(provider, self.some_instance_id))
+            if Ability.RESTART not in can:
+                await check_unsupported("restart", provider.restart(self.some_instance_id))
             if Ability.PREPAID not in can:
                 await check_unsupported("extend", provider.extend(self.some_instance_id))
             if Ability.BILL not in can:

@@ -13,8 +13,17 @@ from typing import Final
 from msgspec.structs import replace
 
 from gp4u.errors import BadInput, InstanceAbsent, ProviderError, Refused
-from gp4u.model import Container, Listing, Offer, Port, Protocol, Workload
-from gp4u.providers.contract import Ability
+from gp4u.model import (
+    Container,
+    File,
+    Listing,
+    Offer,
+    Port,
+    Protocol,
+    RegistryLogin,
+    Workload,
+)
+from gp4u.providers.contract import Ability, Provider
 
 UNSUPPORTED: Final = "unsupported"
 """The code by which an adapter refuses what its spec does not declare."""
@@ -72,6 +81,13 @@ async def check_unsupported(ability: str, call: Awaitable[object]) -> None:
     must(code == UNSUPPORTED, f"{ability} is refused with the code {code!r}, not {UNSUPPORTED}")
 
 
+async def first_of(provider: Provider, instance_id: str) -> bytes:
+    """Return the first piece of what is followed."""
+    async for piece in provider.follow(instance_id):
+        return piece
+    return b""
+
+
 def must(holds: bool, otherwise: str) -> None:
     """Raise `ContractBroken` with a text unless something holds."""
     if not holds:
@@ -115,3 +131,8 @@ def beyond(workload: Workload) -> Iterator[tuple[Ability, Workload]]:
     yield Ability.PORTS, replace(workload, ports=(tcp,))
     yield Ability.MANY_PORTS, replace(workload, ports=(tcp, Port(number=number + 1)))
     yield Ability.UDP, replace(workload, ports=(Port(number=number, protocol=Protocol.UDP),))
+    replaced = replace(workload, entrypoint=("true",))
+    yield Ability.ENTRYPOINT, replaced
+    yield Ability.FILES, replace(replaced, files=(File(path="/etc/gp4u", content=b"x"),))
+    login = RegistryLogin(server="registry.example.com", username="user", password="-")  # noqa: S106 - nobody's
+    yield Ability.REGISTRY_LOGIN, replace(workload, login=login)

@@ -47,6 +47,7 @@ from gp4u.providers.contract import (
     Provider,
     ProviderSpec,
     Query,
+    fit,
 )
 from gp4u.testing import Act, Held, Market, ProviderContract, Trouble
 from tests.virtual_loop import VirtualClock, run
@@ -168,6 +169,7 @@ class Upright(Provider):
         )
 
     def rent_calls(self, offer: Offer, workload: Workload, key: RentalKey) -> tuple[Call, ...]:
+        fit(self.spec, offer, workload)
         if workload.beside:
             raise BadInput("containers", len(workload.beside) + 1, "one container")
         url = f"{SPEC.base_url}/{offer.offer_id}"

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 
 from gp4u.providers.http import Http, Observe, Sign
+from gp4u.providers.ssh import Ssh
 from gp4u.providers.vastai.adapter import VastAI
 from gp4u.providers.vastai.replies import judge
 from gp4u.resilience.guard import Guard, build_guard
@@ -114,4 +115,5 @@ def http_over(
 def market(script: Script, *, tries: int = 1, base_url: str = BASE_URL) -> VastAI:
     """Return the adapter with a script in place of the marketplace."""
     http = http_over(script, tries=tries)
-    return VastAI(http, base_url=base_url, clock=VirtualClock())
+    ssh = Ssh("vastai", secret=b"secret", allow_loopback=True)
+    return VastAI(http, base_url=base_url, clock=VirtualClock(), ssh=ssh)

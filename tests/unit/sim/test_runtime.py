@@ -14,17 +14,8 @@ from random import Random
 import httpx2
 import pytest
 
-from gp4u.sim.runtime import (
-    Launch,
-    LaunchFailed,
-    Port,
-    Running,
-    Runtime,
-    can_run,
-    container,
-    pretend,
-    process,
-)
+from gp4u.sim.launch import ERR, OUT, Inside, Launch, LaunchFailed, Port, Running, Runtime
+from gp4u.sim.runtime import can_run, container, pretend, process
 
 
 def launch(*command: str, ports: tuple[Port, ...] = (), **env: str) -> Launch:
@@ -127,6 +118,7 @@ async def test_a_command_sees_its_ports_and_nothing_of_ours(
         "PORT": str(tcp),
         "PORT_8000": str(tcp),
         "PORT_53_UDP": str(udp),
+        "GP4U_ADDRESS": "127.0.0.1",
         "GP4U_PORTS": f"8000/tcp={tcp},53/udp={udp}",
     }
 
@@ -223,7 +215,8 @@ async def test_a_cancelled_start_leaves_no_process(processes: Runtime, tmp_path:
 
 SIMULATOR = """
 import asyncio, sys
-from gp4u.sim.runtime import Launch, process
+from gp4u.sim.launch import Launch
+from gp4u.sim.runtime import process
 
 async def main():
     running = await process().start(Launch(
@@ -258,3 +251,90 @@ async def test_no_engine_means_no_runtime_of_containers(tmp_path: Path) -> None:
     """The demo then falls back to processes."""
     assert await container(str(tmp_path / "absent.sock")) is None
     assert not await can_run("any/image", str(tmp_path / "absent.sock"))
+
+
+async def heard(inside: Inside) -> tuple[bytes, bytes, int]:
+    """Return both outputs of a command inside, and its code."""
+    said = {OUT: bytearray(), ERR: bytearray()}
+
+    async def out(which: int, data: bytes) -> None:
+        said[which] += data
+
+    async with asyncio.timeout(20):
+        code = await inside.run(out)
+    return bytes(said[OUT]), bytes(said[ERR]), code
+
+
+async def test_what_an_instance_writes_at_its_root_is_its_own(processes: Runtime) -> None:
+    """A rehearsal must not change the machine's files, nor see those of its neighbour."""
+    script = (
+        'mkdir -p "$GP4U_ROOT/etc/gp4u-own"; echo $$ >"$GP4U_ROOT/etc/gp4u-own/id"; '
+        "echo $HOME; exec sleep 600"
+    )
+    pair = [
+        await processes.start(
+            Launch(instance_id=n, image="i", entrypoint="sh", command=("-c", script), own_root=True)
+        )
+        for n in ("1", "2")
+    ]
+    seen, homes = [], []
+    for running in pair:
+        homes += await logged(running, 1)
+        shown = await running.enter(["sh", "-c", 'cat "$GP4U_ROOT/etc/gp4u-own/id"'], tty=False)
+        out, _, code = await heard(shown)
+        assert code == 0
+        seen.append(out)
+    assert len(set(seen)) == 2
+    assert not exists("/etc/gp4u-own")
+    for running in pair:
+        await running.stop()
+    assert len(homes) == 2
+    assert not any(exists(home) or exists(f"{home}.root") for home in homes)
+
+
+async def test_a_command_inside_has_its_streams_and_a_terminal(processes: Runtime) -> None:
+    """With the instance's own variables, in the directory where its command began."""
+    running = await processes.start(launch("sh", "-c", "echo $PWD; exec sleep 600", WHO="me"))
+    (directory,) = await logged(running, 1)
+    script = "echo $WHO; pwd; echo no >&2; exit 3"
+    shown = await heard(await running.enter(["sh", "-c", script], tty=False))
+    assert shown == (f"me\n{directory}\n".encode(), b"no\n", 3)
+
+    reading = await running.enter(["cat"], tty=False)
+    await reading.write(b"word")
+    await reading.end_input()
+    assert await heard(reading) == (b"word", b"", 0)
+
+    terminal = await running.enter(["sh", "-c", "read x; stty size; kill -9 $$"], tty=True)
+    await terminal.resize(100, 30)
+    await terminal.write(b"go\n")
+    out, _, code = await heard(terminal)
+    assert b"30 100" in out
+    assert code == 137
+
+
+async def test_what_entered_an_instance_ends_with_it(processes: Runtime) -> None:
+    """A shell that somebody left open must not outlive the machine it was in."""
+    running = await processes.start(launch("sleep", "600"))
+    inside = await running.enter(["sh", "-c", "echo $$; exec sleep 600"], tty=False)
+    pids: list[int] = []
+
+    async def out(which: int, data: bytes) -> None:
+        pids.append(int(data))
+        assert which == OUT
+        await running.stop()
+
+    async with asyncio.timeout(20):
+        assert await inside.run(out) == 137
+    assert not alive(pids[0])
+    with pytest.raises(LaunchFailed, match="not running"):
+        await running.enter(["true"], tty=False)
+
+
+async def test_a_command_that_is_not_there_fails_in_dockers_words_inside_as_well(
+    processes: Runtime,
+) -> None:
+    """`kubectl exec` shows the text to whoever mistyped."""
+    running = await processes.start(launch("sleep", "600"))
+    with pytest.raises(LaunchFailed, match="executable file not found"):
+        await running.enter(["no-such-command"], tty=False)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,7 +16,13 @@ import httpx2
 import pytest
 
 from gp4u.sim.faults import Faults, Rule
-from gp4u.sim.serve import PROVIDERS, Simulator, open_runtime, simulator
+from gp4u.sim.serve import (
+    PROVIDERS,
+    NoSuchAddressError,
+    Simulator,
+    open_runtime,
+    simulator,
+)
 from gp4u.sim.vastai.gate import VastSettings
 
 EASY = VastSettings(throttle=0.0, list_lag_s=(0.0, 0.0))
@@ -226,3 +233,38 @@ async def test_a_signal_ends_serve_and_all_that_it_started(number: signal.Signal
     assert complaints == b""
     assert not listens(port)
     assert not listens(int(base.rsplit(":", 1)[1]))
+
+
+async def test_an_address_of_this_machine_can_stand_for_the_public_one() -> None:
+    """Kubernetes takes no loopback address for an endpoint; what is rented must be elsewhere."""
+    async with simulator(
+        runtime_name="process", boot_scale=0.02, settings=EASY, public_ip="127.0.0.9"
+    ) as sim:
+        async with client(sim) as http:
+            body = {"image": "x", "disk": 16, "env": {"-p 8000:8000": "1"}}
+            reply = await http.put(f"/api/v0/asks/{await cheapest(http)}/", json=body)
+            number = reply.json()["new_contract"]
+            async with asyncio.timeout(20):
+                row: dict[str, object] = {}
+                while not row.get("ports"):
+                    await asyncio.sleep(0.02)
+                    row = (await http.get(f"/api/v0/instances/{number}/")).json()["instances"]
+        assert str(row["public_ipaddr"]).strip() == "127.0.0.9"
+        (contract,) = sim.world.leaked()
+        port = contract.ports[8000, "tcp"]
+        async with httpx2.AsyncClient(trust_env=False) as visitor, asyncio.timeout(20):
+            while True:
+                with suppress(httpx2.TransportError):
+                    assert (await visitor.get(f"http://127.0.0.9:{port}/")).is_success
+                    break
+                await asyncio.sleep(0.02)
+            with pytest.raises(httpx2.TransportError):
+                await visitor.get(f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize("address", ["203.0.113.200", "nowhere"])
+async def test_an_address_that_is_not_this_machines_is_refused_at_once(address: str) -> None:
+    """Else every instance would fail for a reason that nobody looks for there."""
+    with pytest.raises(NoSuchAddressError, match="not an address of this machine"):
+        async with simulator(public_ip=address):
+            pass

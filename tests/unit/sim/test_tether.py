@@ -78,6 +78,7 @@ async def kept(*argv: str, grace_s: float = 5.0, **env: str) -> AsyncIterator[Ke
             "argv": list(argv),
             "env": {"PATH": os.environ["PATH"]} | env,
             "directory": str(room / "work"),
+            "own_root": False,
             "log_fd": log.fileno(),
             "grace_s": grace_s,
         }

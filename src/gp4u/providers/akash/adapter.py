@@ -12,7 +12,8 @@ The Console's key goes to the Console alone. Without one the market can be quote
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import aclosing
 from decimal import Decimal
 from typing import ClassVar, Final
 
@@ -39,8 +40,10 @@ from gp4u.providers.contract import (
     Provider,
     ProviderSpec,
     Query,
+    fit,
 )
 from gp4u.providers.http import decode
+from gp4u.providers.session import Session
 from gp4u.providers.turns import in_turns
 
 SPEC: Final = ProviderSpec(
@@ -65,7 +68,12 @@ SPEC: Final = ProviderSpec(
     | Ability.PREPAID
     | Ability.UDP
     | Ability.RAW_PORTS
-    | Ability.MANY_PORTS,
+    | Ability.MANY_PORTS
+    | Ability.SHELL
+    | Ability.FILES
+    | Ability.ENTRYPOINT
+    | Ability.REGISTRY_LOGIN
+    | Ability.FOLLOW,
 )
 CONSOLE_URL: Final = "https://console-api.akash.network"
 BLOCK_TIME_S: Final = 6.0
@@ -129,6 +137,7 @@ class Akash(Provider):
         Raises:
             BadInput: the market cannot take this workload.
         """
+        fit(SPEC, offer, workload)
         _, kind = estimates.offer_kind(offer)
         wish = sdl.Wish(
             gpus=offer.gpu_count,
@@ -207,22 +216,36 @@ class Akash(Provider):
     async def exec(
         self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
     ) -> Finished:
-        lease = await self._live_lease(instance_id)
-        status = lease.told if lease is not None else None
-        services = (status.services if status is not None else None) or {}
-        if lease is None or not services:
-            raise Refused(SLUG, "exec", "no service runs yet", code="not_running")
+        lease, services = await self._running(instance_id)
         uri, token, pins = await self._admission(lease, "shell")
         return await self._gateway.exec(
             uri,
             lease.id,
             token,
-            service=sdl.MAIN if sdl.MAIN in services else next(iter(services)),
+            service=_main(services),
             command=command,
             stdin=stdin,
             timeout_s=timeout_s,
             pins=pins,
         )
+
+    async def open_exec(
+        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+    ) -> Session:
+        del key  # the token is for the lease
+        lease, services = await self._running(instance_id)
+        uri, token, pins = await self._admission(lease, "shell")
+        return await self._gateway.session(
+            uri, lease.id, token, service=_main(services), command=command, tty=tty, pins=pins
+        )
+
+    async def follow(self, instance_id: str) -> AsyncIterator[bytes]:
+        lease, services = await self._running(instance_id)
+        uri, token, pins = await self._admission(lease, "logs")
+        lines = self._gateway.follow(uri, lease.id, token, several=len(services) > 1, pins=pins)
+        async with aclosing(lines):
+            async for line in lines:
+                yield line
 
     async def extend(self, instance_id: str) -> None:
         """Put two more hours at the present price into the escrow; what is unspent returns."""
@@ -261,6 +284,19 @@ class Akash(Provider):
     async def _live_lease(self, dseq: str) -> Lease | None:
         return next(iter((await self._console.show(dseq)).live_leases), None)
 
+    async def _running(self, dseq: str) -> tuple[Lease, Collection[str]]:
+        """Return a lease whose services run, and their names.
+
+        Raises:
+            Refused: none runs yet.
+        """
+        lease = await self._live_lease(dseq)
+        status = lease.told if lease is not None else None
+        services = (status.services if status is not None else None) or {}
+        if lease is None or not services:
+            raise Refused(SLUG, "exec", "no service runs yet", code="not_running")
+        return lease, services
+
     async def _admission(self, lease: Lease, scope: str) -> tuple[str, str, tuple[bytes, ...]]:
         """Return a host's address, a token for this one thing there, and its own certificates."""
         owner = lease.id.provider
@@ -271,3 +307,8 @@ class Akash(Provider):
         grant = {"provider": owner, "access": "scoped", "scope": [scope]}
         token = await self._console.token({"access": "granular", "permissions": [grant]})
         return host.host_uri or "", token, await self._chain.certificates(owner)
+
+
+def _main(services: Collection[str]) -> str:
+    """Return the service that is the workload's own container."""
+    return sdl.MAIN if sdl.MAIN in services else next(iter(services))

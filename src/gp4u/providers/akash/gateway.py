@@ -1,13 +1,13 @@
 """A host's own gateway on Akash: logs and commands over a WebSocket, with a token for it alone.
 
-What this file hides: the frames of the shell (a byte for the kind, then data), and all distrust.
+What this file hides: what is asked of a gateway and for how long, and all distrust.
 A host writes its address into the chain itself, so the address is foreign text: https only, every
 address behind its name must be public, the connection goes to the very address that was checked,
 and it is never led on. In development, plain http to loopback is let through by a switch.
 
-The frames are sans-IO (`Shell`); a connection is anything with `send` and `receive` (`Socket`), so
-a test may stand in for the network. The real one, with TLS and its pinned certificates, is in
-`dial.py`.
+The frames are in `frames.py`, commands whose streams stay open in `shell.py`. A connection is
+anything with `send` and `receive` (`Socket`), so a test may stand in for the network; the real one,
+with TLS and its pinned certificates, is in `dial.py`.
 
 Source: provider:gateway/rest and chain-sdk:go/provider, 2026-06 (docs/reference/akash.md).
 """
@@ -17,106 +17,27 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
-from enum import IntEnum
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 import httpx2
 import msgspec
 
-from gp4u.errors import Denied, InstanceAbsent, Malformed, Refused, Unavailable
+from gp4u.errors import Malformed, Unavailable
 from gp4u.providers.akash.dial import CONNECT_S, Closed, Declined, Dial, Door, Socket
-from gp4u.providers.akash.wire import SLUG, LeaseId
+from gp4u.providers.akash.frames import LEASE_NOT_FOUND, MAX_OUTPUT, Frame, Shell, explain
+from gp4u.providers.akash.shell import LeaseSession, session_path
+from gp4u.providers.akash.wire import SLUG, LeaseId, lease_path
 from gp4u.providers.contract import Finished
-from gp4u.providers.http import MAX_URL, UNREADABLE, addresses_of, harmless, may_connect
+from gp4u.providers.http import MAX_URL, UNREADABLE, addresses_of, may_connect
+from gp4u.providers.session import Session
 
 LOGS_S: Final = 20.0
 QUIET_S: Final = 2.0
 """After so long without a line the log is at its end: a host need not close the connection."""
-MAX_OUTPUT: Final = 32 << 20
-"""Bytes that are taken of a command's output, or of a log."""
 MAX_LINES: Final = 10_000
 STDIN_CHUNK: Final = 16 << 10
-
-
-class Frame(IntEnum):
-    """The first byte of a shell message."""
-
-    STDOUT = 100
-    STDERR = 101
-    RESULT = 102
-    FAILURE = 103
-    STDIN = 104
-
-
-class Shell:
-    """What came out of a command so far; bytes in, no I/O."""
-
-    def __init__(self) -> None:
-        self.stdout, self.stderr = bytearray(), bytearray()
-        self.exit_code: int | None = None
-        """None until the host said how it ended."""
-        self.failure = ""
-        """Why it could not be run."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come."""
-        return self.exit_code is not None or bool(self.failure)
-
-    def feed(self, message: bytes | str) -> None:
-        """Take in a message.
-
-        Raises:
-            Malformed: it is no frame, or there is more output than anybody wants.
-        """
-        if isinstance(message, str) or not message:
-            raise Malformed(SLUG, "exec", "a message that is no frame")
-        body = message[1:]
-        match message[0]:
-            case Frame.STDOUT:
-                self.stdout += body
-            case Frame.STDERR:
-                self.stderr += body
-            case Frame.RESULT:
-                self._end(body)
-            case Frame.FAILURE:
-                self.failure = harmless(body.decode("utf-8", "replace")) or "no reason told"
-            case _:
-                pass  # a kind that came later than this program
-        if len(self.stdout) + len(self.stderr) > MAX_OUTPUT:
-            raise Malformed(SLUG, "exec", f"over {MAX_OUTPUT} bytes of output")
-
-    def _end(self, body: bytes) -> None:
-        try:
-            told = msgspec.json.decode(body, type=_Result)
-        except UNREADABLE as error:
-            raise Malformed(SLUG, "exec", "its result cannot be read") from error
-        if told.exit_code is None:
-            self.failure = harmless(told.message or "") or "ended without an exit code"
-        else:
-            self.exit_code = told.exit_code
-
-    def finished(self) -> Finished:
-        """Return how it ended.
-
-        Raises:
-            Refused: it could not be run.
-            Unavailable: nobody said how it ended; it may have run.
-        """
-        if self.failure:
-            raise Refused(SLUG, "exec", self.failure, code="exec_failed")
-        if self.exit_code is None:
-            raise Unavailable(SLUG, "exec", "the connection ended without a result")
-        return Finished(
-            exit_code=self.exit_code, stdout=bytes(self.stdout), stderr=bytes(self.stderr)
-        )
-
-
-class _Result(msgspec.Struct):
-    exit_code: int | None = None
-    message: str | None = None
 
 
 class _Line(msgspec.Struct):
@@ -137,11 +58,6 @@ def shell_path(lease: LeaseId, service: str, command: Sequence[str], *, stdin: b
     params: dict[str, str] = {f"cmd{n}": word for n, word in enumerate(argv)}
     params |= {"service": service, "podIndex": "0", "tty": "0", "stdin": "1" if stdin else "0"}
     return f"{lease_path(lease)}/shell?{httpx2.QueryParams(params)}"
-
-
-def lease_path(lease: LeaseId) -> str:
-    """Return the path of a lease on its host's gateway."""
-    return f"/lease/{lease.dseq}/{lease.gseq}/{lease.oseq}"
 
 
 class Gateway:
@@ -174,7 +90,7 @@ class Gateway:
                     taken += len(message)
                     lines.append(_line(message))
         except (Closed, Declined) as ended:
-            _explain("logs", ended)
+            explain("logs", ended)
         except TimeoutError as error:
             if not is_open:
                 raise Unavailable(SLUG, "logs", "the host does not answer") from error
@@ -183,6 +99,72 @@ class Gateway:
         several = len({line.name for line in lines}) > 1
         told = [f"{n.name}: {n.message}" if several else n.message for n in lines]
         return "".join(f"{line}\n" for line in told)
+
+    async def follow(
+        self,
+        host_uri: str,
+        lease: LeaseId,
+        token: str,
+        *,
+        several: bool,
+        pins: Sequence[bytes] = (),
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the lines of all services as they come; of several, each with its pod's name.
+
+        Raises:
+            InstanceAbsent: the host has no such lease.
+            Malformed: the host's address is not one that we may follow.
+            Unavailable: the host could not be reached, or hung up.
+        """
+        path = f"{lease_path(lease)}/logs?follow=true&tail=0"
+        door = await self.door("follow", host_uri)
+        began = False
+        try:
+            async with self._dial(door, path, token, pins) as socket:
+                began = True
+                while True:
+                    line = _line(await socket.receive())
+                    told = f"{line.name}: {line.message}" if several else line.message
+                    yield f"{told}\n".encode()
+        except (Closed, Declined) as ended:
+            if began and isinstance(ended, Closed) and ended.code in (None, LEASE_NOT_FOUND, 1000):
+                return  # the lease is closed, or its workload is over
+            explain("follow", ended)
+            raise Unavailable(SLUG, "follow", "the connection broke") from ended
+        except TimeoutError as error:
+            raise Unavailable(SLUG, "follow", "the host does not answer") from error
+        except (OSError, ssl.SSLError) as error:
+            raise Unavailable(SLUG, "follow", f"{type(error).__name__} at the host") from error
+
+    async def session(
+        self,
+        host_uri: str,
+        lease: LeaseId,
+        token: str,
+        *,
+        service: str,
+        command: Sequence[str],
+        tty: bool,
+        pins: Sequence[bytes] = (),
+    ) -> Session:
+        """Start a command in a service and return it with its streams open.
+
+        Raises:
+            As `exec`, but that nothing was started where it is Unavailable.
+        """
+        path = session_path(lease, service, command, tty=tty)
+        door = await self.door("exec", host_uri)
+        stack = AsyncExitStack()
+        try:
+            socket = await stack.enter_async_context(self._dial(door, path, token, pins))
+        except (Closed, Declined) as ended:
+            explain("exec", ended)
+            raise Unavailable(SLUG, "exec", "the host hung up") from ended
+        except TimeoutError as error:
+            raise Unavailable(SLUG, "exec", "the host does not answer") from error
+        except (OSError, ssl.SSLError) as error:
+            raise Unavailable(SLUG, "exec", f"{type(error).__name__} at the host") from error
+        return LeaseSession(socket, stack, tty=tty)
 
     async def exec(
         self,
@@ -211,7 +193,7 @@ class Gateway:
             async with asyncio.timeout(timeout_s), self._dial(door, path, token, pins) as socket:
                 await _converse(socket, shell, stdin)
         except (Closed, Declined) as ended:
-            _explain("exec", ended)
+            explain("exec", ended)
         except TimeoutError as error:
             raise Unavailable(SLUG, "exec", f"no result within {timeout_s:g} s") from error
         except (OSError, ssl.SSLError) as error:
@@ -286,23 +268,3 @@ def _line(message: bytes | str) -> _Line:
     except UNREADABLE:
         text = message if isinstance(message, str) else message.decode("utf-8", "replace")
         return _Line(message=text)
-
-
-def _explain(operation: str, ended: Closed | Declined) -> None:
-    """Raise what an end means; an end without a meaning is only an end."""
-    text = harmless(str(ended), 200)
-    if isinstance(ended, Closed):
-        if ended.code == 4001:
-            raise InstanceAbsent(SLUG, operation, text) from ended
-        if ended.code is not None and ended.code >= 4000:
-            raise Unavailable(SLUG, operation, text) from ended
-        return
-    if ended.status in (401, 403):
-        raise Denied(SLUG, operation, text) from ended
-    if ended.status == 404:
-        raise InstanceAbsent(SLUG, operation, text) from ended
-    if 400 <= ended.status < 500:
-        raise Refused(SLUG, operation, text, code=str(ended.status)) from ended
-    if 300 <= ended.status < 400:
-        raise Malformed(SLUG, operation, "the host's address leads on") from ended
-    raise Unavailable(SLUG, operation, text) from ended

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from decimal import Decimal
 from typing import ClassVar, Final
 
@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from gp4u.clock import Clock
 from gp4u.errors import Refused
+from gp4u.model import RentalKey
 from gp4u.provider_settings import ProviderSettings
 from gp4u.providers.akash.adapter import SPEC, Akash
 from gp4u.providers.akash.chain import Chain, Node, rest_urls
@@ -19,6 +20,7 @@ from gp4u.providers.akash.gateway import Gateway
 from gp4u.providers.akash.wire import judge
 from gp4u.providers.contract import Ability, Finished, ProviderSpec
 from gp4u.providers.opening import Opening, Wire, key_of
+from gp4u.providers.session import Session
 from gp4u.settings import Settings
 
 
@@ -51,6 +53,15 @@ class _QuotedAkash(Akash):
     async def billed(self, instance_id: str) -> Decimal | None:
         del instance_id
         return None
+
+    async def open_exec(
+        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+    ) -> Session:
+        del key, command, tty
+        raise _needs_key("open_exec", instance_id)
+
+    def follow(self, instance_id: str) -> AsyncIterator[bytes]:
+        raise _needs_key("follow", instance_id)
 
 
 def _needs_key(operation: str, instance_id: str) -> Refused:

@@ -24,7 +24,8 @@ import msgspec
 import yaml
 
 from gp4u.errors import BadInput
-from gp4u.model import Container, Port, RentalKey, Workload
+from gp4u.model import Container, Port, RegistryLogin, RentalKey, Workload
+from gp4u.providers import bootstrap
 
 MAIN: Final = "app"
 """The service that is the workload's own container; its further ones keep their names."""
@@ -38,6 +39,9 @@ MAX_AMOUNT: Final = 10_000_000
 MAX_CPUS, MAX_GPUS = 384, 24
 MAX_MEMORY_GIB, MAX_STORAGE_GIB = 2048, 32 * 1024
 MAX_IMAGE: Final = 1024
+MAX_SCRIPT: Final = 131_071
+"""Bytes of one argument that Linux takes (MAX_ARG_STRLEN, execve(2)); the SDL itself has no bound
+that is written down."""
 BESIDE_CPUS, BESIDE_RAM_GIB, BESIDE_DISK_GIB = 1.0, 2.0, 10.0
 """What a container beside the first one gets; it has no GPU."""
 
@@ -91,10 +95,12 @@ def sdl(workload: Workload, key: RentalKey, wish: Wish, *, amount: int) -> dict[
         BadInput: the market cannot take this workload.
     """
     _check(workload, wish, amount)
+    entrypoint, command = _program(workload)
     main = Container(
         name=MAIN,
         image=workload.image,
-        command=workload.command,
+        entrypoint=entrypoint,
+        command=command,
         env=workload.env,
         ports=workload.ports or (_IDLE_PORT,),
     )
@@ -104,11 +110,12 @@ def sdl(workload: Workload, key: RentalKey, wish: Wish, *, amount: int) -> dict[
     for each in group:
         if each.name in services or not _SERVICE.fullmatch(each.name):
             raise BadInput("container", each.name, "a name of its own: letters, digits, dashes")
-        services[each.name] = _service(each, [other.name for other in group if other is not each])
+        peers = [other.name for other in group if other is not each]
+        services[each.name] = _service(each, peers, workload.login)
         sizes.setdefault(each.name, _resources(BESIDE_CPUS, BESIDE_RAM_GIB, BESIDE_DISK_GIB, None))
     amounts = {name: amount if name == MAIN else 1 for name in services}
     return {
-        "version": "2.0",
+        "version": "2.0" if workload.login is None else "2.1",
         "services": services,
         "profiles": {
             "compute": {name: {"resources": size} for name, size in sizes.items()},
@@ -227,9 +234,34 @@ def _check(workload: Workload, wish: Wish, amount: int) -> None:
             raise BadInput("image", image[:40], f"Akash takes 1 to {MAX_IMAGE} characters")
 
 
-def _service(container: Container, peers: Sequence[str]) -> dict[str, object]:
+def _program(workload: Workload) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what replaces the image's entrypoint and its arguments; empty: nothing does.
+
+    A host starts a container anew whenever it ends, so a script stays when its work is done.
+    """
+    if not bootstrap.is_needed(workload):
+        return workload.entrypoint, workload.command
+    script = bootstrap.script(workload, hold=True)
+    if len(script.encode()) > MAX_SCRIPT:
+        told = sum(len(file.content) for file in workload.files)
+        bound = f"Akash takes {MAX_SCRIPT} bytes of a script, and with its files it has"
+        raise BadInput("files", f"{told} bytes", f"{bound} {len(script.encode())}")
+    return ("/bin/sh", "-c"), (script,)
+
+
+def _service(
+    container: Container, peers: Sequence[str], login: RegistryLogin | None
+) -> dict[str, object]:
     """Return what runs. A command replaces the image's arguments and keeps its entrypoint."""
     made: dict[str, object] = {"image": container.image}
+    if container.entrypoint:
+        made["command"] = list(container.entrypoint)
+    if login is not None:
+        made["credentials"] = {
+            "host": login.server,
+            "username": login.username,
+            "password": login.password,
+        }
     if container.command:
         made["args"] = list(container.command)
     for name in container.env:

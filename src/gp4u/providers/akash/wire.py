@@ -105,6 +105,11 @@ class LeaseId(msgspec.Struct, frozen=True):
     provider: Word
 
 
+def lease_path(lease: LeaseId) -> str:
+    """Return the path of a lease on its host's gateway."""
+    return f"/lease/{lease.dseq}/{lease.gseq}/{lease.oseq}"
+
+
 def dig(value: object, *names: str) -> Mapping[str, Any]:
     """Return a mapping inside of foreign data; an empty one where the way there is missing."""
     for name in names:

@@ -40,6 +40,7 @@ from gp4u.providers.contract import (
     Provider,
     ProviderSpec,
     Query,
+    fit,
 )
 from gp4u.providers.http import Http
 from gp4u.providers.ionet import hardware, held, order
@@ -62,7 +63,7 @@ SPEC: Final = ProviderSpec(
     key_url="https://io.net/docs/reference/caas/get-started-with-caas-api",
     settle_s=30,
     late_window_s=120,
-    can=_CAN | Ability.LOGS | Ability.COMMAND,
+    can=_CAN | Ability.LOGS | Ability.COMMAND | Ability.ENTRYPOINT | Ability.REGISTRY_LOGIN,
 )
 
 RENT_TIMEOUT_S: Final = 60.0
@@ -142,6 +143,9 @@ class IoNet(Provider):
             BadInput: the market cannot take this workload.
         """
         sold = order.sold(offer.offer_id)
+        # By what is rented, whichever of the two this adapter shows in its own offers.
+        can = _VM_CAN if sold.product is Product.VMAAS else SPEC.can
+        fit(msgspec.structs.replace(self.spec, can=can), offer, workload)
         create = order.create_call(self._root, sold, workload, key)
         return order.price_call(self._root, sold), create
 

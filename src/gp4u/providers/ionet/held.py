@@ -223,8 +223,8 @@ def with_url(
 def _url_endpoint(url: str, port: int | None, allow_loopback: bool) -> Endpoint | None:
     """Return where a public URL leads; None where nobody may be sent there.
 
-    It must be https. Plain http is for loopback alone, as simulators have it, and loopback for who
-    allows it. A name is judged by whoever connects, once it has addresses.
+    It must be https. Plain http is only for what `allow_loopback` lets through, as simulators have
+    it. A name is judged by whoever connects, once it has addresses.
     """
     try:
         parts = urlsplit(url)
@@ -234,7 +234,7 @@ def _url_endpoint(url: str, port: int | None, allow_loopback: bool) -> Endpoint 
     address = _address_of(host)
     if address is not None and not may_connect(address, allow_loopback=allow_loopback):
         return None
-    is_near = address is not None and address.is_loopback
+    is_near = address is not None and not may_connect(address)
     if parts.scheme != "https" and not (parts.scheme == "http" and is_near):
         return None
     if port is None or parts.username is not None or outside == 0:

@@ -149,14 +149,19 @@ def _container(workload: Workload) -> dict[str, object]:
         "traffic_port": workload.ports[0].number,
         "secret_env_variables": dict(workload.env),  # what is write-only cannot be read back
     }
-    if workload.command:
+    if words := (*workload.entrypoint, *workload.command):
         # `args` was seen to be dropped; and the market's scheduler fills in what follows a `$`.
-        config["entrypoint"] = [word.replace("$", "$$") for word in workload.command]
-    return {"container_config": config, "registry_config": {"image_url": workload.image}}
+        config["entrypoint"] = [word.replace("$", "$$") for word in words]
+    registry = {"image_url": workload.image}
+    if workload.login is not None:
+        registry["registry_username"] = workload.login.username
+        registry["registry_secret"] = workload.login.password
+    return {"container_config": config, "registry_config": registry}
 
 
 def _machine(workload: Workload) -> dict[str, object]:
-    if workload.image not in VM_IMAGES or workload.command or workload.beside:
+    program = workload.entrypoint or workload.command
+    if workload.image not in VM_IMAGES or program or workload.beside or workload.login:
         bound = f"io.net machines run no container: only {' or '.join(VM_IMAGES)}, no command"
         raise BadInput("image", workload.image[:80], bound)
     if set(workload.env) != {SSH_KEY_ENV}:

@@ -30,6 +30,7 @@ from gp4u.providers.contract import (
     Provider,
     ProviderSpec,
     Query,
+    fit,
 )
 from gp4u.providers.http import Http
 from gp4u.providers.render.job import EVERYBODY, job_body
@@ -63,7 +64,12 @@ SPEC: Final = ProviderSpec(
     key_aliases=("RENDER_PUBLIC_KEY",),
     settle_s=60,  # a lost create is to be sought for a minute (render.md, idempotency)
     late_window_s=120,
-    can=Ability.LABELS | Ability.PORTS | Ability.LOGS | Ability.RAW_PORTS | Ability.MANY_PORTS,
+    can=Ability.LABELS
+    | Ability.PORTS
+    | Ability.LOGS
+    | Ability.RAW_PORTS
+    | Ability.MANY_PORTS
+    | Ability.REGISTRY_LOGIN,
 )
 
 PAGE: Final = 50
@@ -143,6 +149,7 @@ class Render(Provider):
         Raises:
             BadInput: the market cannot take this workload.
         """
+        fit(SPEC, offer, workload)
         body = job_body(offer, workload, key, self._allowed_ips)
         return (Call(method="POST", url=f"{self._v1}/jobs", body=body),)
 

@@ -57,6 +57,9 @@ def job_body(
     for name, value in workload.env.items():
         if not name or not _is_plain(name) or not _is_plain(value):
             raise BadInput("env", name[:40], "Render's signature is sure for ASCII text only")
+    login = workload.login
+    if login is not None and not (_is_plain(login.username) and _is_plain(login.password)):
+        raise BadInput("login", login.server, "Render's signature is sure for ASCII text only")
     host, image, tag = _image(workload.image)
     body: dict[str, object] = {
         "task": "PERSISTENT",
@@ -80,8 +83,8 @@ def job_body(
                 "image": image,
                 "tag": tag,
                 "host": host,
-                "user": "",
-                "secret": "",
+                "user": workload.login.username if workload.login else "",
+                "secret": workload.login.password if workload.login else "",
                 "sshkey": "",
                 "allowed_ips": list(allowed_ips),
                 "ports": sorted({port.number for port in workload.ports}),

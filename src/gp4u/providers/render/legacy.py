@@ -32,6 +32,7 @@ from gp4u.providers.contract import (
     Provider,
     ProviderSpec,
     Query,
+    fit,
 )
 from gp4u.providers.http import Http, decode
 from gp4u.providers.render.legacy_wire import (
@@ -107,6 +108,7 @@ class RenderLegacy(Provider):
         Raises:
             BadInput: the proposal has no way to say this workload.
         """
+        fit(SPEC, offer, workload)
         if workload.command:
             raise BadInput("command", workload.command[0][:40], "the proposed API takes no command")
         if workload.beside:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, ClassVar, Final
 
 from gp4u.clock import Clock
-from gp4u.errors import Malformed, OutcomeUnknown, Unavailable
+from gp4u.errors import InstanceAbsent, Malformed, OutcomeUnknown, Refused, Unavailable
 from gp4u.model import Listing, Offer, RentalKey, Workload
+from gp4u.providers import bootstrap
 from gp4u.providers.contract import (
     Ability,
     Account,
@@ -26,8 +28,11 @@ from gp4u.providers.contract import (
     Provider,
     ProviderSpec,
     Query,
+    fit,
 )
 from gp4u.providers.http import Http, decode
+from gp4u.providers.session import Link, Session
+from gp4u.providers.ssh import Address, Ssh
 from gp4u.providers.turns import good_in_turns, in_turns
 from gp4u.providers.vastai.listing import ListWalk
 from gp4u.providers.vastai.order import rent_body
@@ -39,9 +44,11 @@ from gp4u.providers.vastai.replies import (
     ListReply,
     RentReply,
     UserReply,
+    Way,
     id_text,
     offer_rows,
     to_offer,
+    way_in,
 )
 from gp4u.providers.vastai.search import PAGE_OFFERS, groups, narrow, search_body, sold_names
 from gp4u.resilience.bucket import Pace
@@ -65,6 +72,8 @@ SPEC: Final = ProviderSpec(
         "release": Pace(per_s=3.0),
         "logs": Pace(per_s=1.0),
         "billed": Pace(per_s=1.0),
+        "attach": Pace(per_s=1.0),
+        "restart": Pace(per_s=1.0),
     },
     can=Ability.LABELS
     | Ability.PORTS
@@ -74,7 +83,13 @@ SPEC: Final = ProviderSpec(
     | Ability.BILL
     | Ability.UDP
     | Ability.RAW_PORTS
-    | Ability.MANY_PORTS,
+    | Ability.MANY_PORTS
+    | Ability.SHELL
+    | Ability.FORWARD
+    | Ability.FILES
+    | Ability.ENTRYPOINT
+    | Ability.REGISTRY_LOGIN
+    | Ability.RESTART,
 )
 
 MAX_PAGES: Final = 3
@@ -91,10 +106,11 @@ class VastAI(Provider):
     spec: ClassVar[ProviderSpec] = SPEC
 
     def __init__(
-        self, http: Http, *, base_url: str, clock: Clock, rent_timeout_s: float = 60.0
+        self, http: Http, *, base_url: str, clock: Clock, ssh: Ssh, rent_timeout_s: float = 60.0
     ) -> None:
         """`base_url` may end in a version of the API; both versions are spoken."""
-        self._http, self._clock = http, clock
+        self._http, self._clock, self._ssh = http, clock, ssh
+        self._attached: set[str] = set()
         self._rent_timeout_s = rent_timeout_s
         root, versioned = re.subn(r"/v\d+$", "", base_url.rstrip("/"))
         root = root if versioned else f"{root}/api"
@@ -145,6 +161,7 @@ class VastAI(Provider):
         Raises:
             BadInput: the market cannot take this workload.
         """
+        fit(SPEC, offer, workload)
         url = f"{self._v0}/asks/{offer.offer_id}/"
         return (Call(method="PUT", url=url, body=rent_body(offer, workload, key)),)
 
@@ -189,6 +206,8 @@ class VastAI(Provider):
     async def release(self, instance_id: str) -> None:
         call = Call(method="DELETE", url=f"{self._v0}/instances/{instance_id}/", body={})
         body = await self._http.send("release", call, safe=True)
+        self._ssh.forget(instance_id)
+        self._attached.discard(instance_id)
         decode(SLUG, "release", body, ErrorBody)  # a captive portal's page releases nothing
 
     async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
@@ -200,6 +219,23 @@ class VastAI(Provider):
         body = await self._http.send("logs", call, safe=True)
         url = decode(SLUG, "logs", body, dict[str, Any]).get("result_url")
         return await self._http.fetch_result(url) if isinstance(url, str) and url else ""
+
+    async def open_exec(
+        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+    ) -> Session:
+        addresses = await self._entry("exec", instance_id, key)
+        line = bootstrap.inside(command)
+        return await self._ssh.session(instance_id, key, addresses, line, tty=tty)
+
+    async def open_port(self, instance_id: str, key: RentalKey, port: int) -> Link:
+        addresses = await self._entry("port-forward", instance_id, key)
+        return await self._ssh.link(instance_id, key, addresses, port)
+
+    async def restart(self, instance_id: str) -> None:
+        """Reboot the container: its GPUs and its disk are kept, and what it runs begins anew."""
+        url = f"{self._v0}/instances/reboot/{instance_id}/"
+        body = await self._http.send("restart", Call(method="PUT", url=url, body={}), safe=True)
+        decode(SLUG, "restart", body, ErrorBody)
 
     async def billed(self, instance_id: str) -> Decimal | None:
         """Return the sum of its charges of the last year; they lag by hours.
@@ -230,7 +266,45 @@ class VastAI(Provider):
         return None
 
     async def aclose(self) -> None:
+        await self._ssh.aclose()
         await self._http.aclose()
+
+    async def _entry(self, operation: str, instance_id: str, key: RentalKey) -> tuple[Address, ...]:
+        """Return where an instance's SSH is, with our key attached; empty where it is open."""
+        if self._ssh.is_open(instance_id):
+            return ()
+        client = self._ssh.client_key(key)
+        way = await self._way(operation, instance_id)
+        if not way.has_shell:
+            text = "it was rented without a shell, as its image's entrypoint was not known"
+            raise Refused(SLUG, operation, text, code="no_shell")
+        if not way.addresses:
+            raise Unavailable(SLUG, operation, "it is not up, or its host forwards no port")
+        if instance_id not in self._attached:
+            call = Call(
+                method="POST",
+                url=f"{self._v0}/instances/{instance_id}/ssh/",
+                body={"ssh_key": client.public},
+            )
+            with suppress(Refused):  # attached in an earlier life: whether it is, the machine tells
+                await self._http.send("attach", call, safe=True)
+            self._attached.add(instance_id)
+        return way.addresses
+
+    async def _way(self, operation: str, instance_id: str) -> Way:
+        """Read one row of the list: asked for alone an instance was seen to lack its ports."""
+        if id_text(instance_id) != instance_id:
+            raise InstanceAbsent(SLUG, operation, "an id is a number")
+        params = {
+            "limit": "1",
+            "select_filters": json.dumps({"id": {"eq": int(instance_id)}}),
+        }
+        body = await self._get("instances", f"{self._v1}/instances/", params)
+        for row in decode(SLUG, "instances", body, ListReply).instances:
+            if isinstance(row, Mapping) and id_text(row.get("id")) == instance_id:
+                return way_in(row)
+        self._ssh.forget(instance_id)
+        raise InstanceAbsent(SLUG, operation, f"no instance {instance_id}")
 
     async def _get(
         self, operation: str, url: str, params: Mapping[str, str] | None = None

@@ -34,6 +34,7 @@ from gp4u.errors import (
 )
 from gp4u.model import Endpoint, Instance, InstanceState, Offer, Protocol, Requirements
 from gp4u.providers.http import UNREADABLE, Reply, decode, excerpt, harmless
+from gp4u.providers.ssh import Address
 from gp4u.providers.turns import each_row, good_rows
 from gp4u.resilience.backoff import MAX_RETRY_AFTER_S, parse_retry_after, sane_retry_after
 
@@ -256,17 +257,60 @@ def to_instance(row: object) -> Instance | None:
     if not isinstance(row, Mapping) or (instance_id := id_text(row.get("id"))) is None:
         return None
     label = row.get("label")
+    state = instance_state(row)
     return Instance(
         provider=SLUG,
         instance_id=instance_id,
         label=label if isinstance(label, str) else None,
-        state=instance_state(row),
+        state=state,
         status=harmless(_word(row, "status_msg") or _word(row, "actual_status")),
         endpoints=tuple(sorted(_endpoints(row.get("public_ipaddr"), row.get("ports")), key=_order)),
         price_usd_per_hour=_loose_usd(row.get("dph_total")),
         machine_id=id_text(row.get("machine_id")),
         created_at=_stamp(row.get("start_date")),
+        exit_code=_exit_code(row) if state in _ENDED else None,
     )
+
+
+_ENDED: Final = (InstanceState.EXITED, InstanceState.STOPPED)
+_EXIT_TEXT: Final = re.compile(r"exited(?: with code)? \(?(\d{1,3})\b", re.IGNORECASE)
+"""Docker's own words of a container that ended: `Exited (3) 2 minutes ago`, `exited with code 3`.
+The market passes on what the host reports; that it always does so is inferred."""
+
+
+def _exit_code(row: Mapping[str, Any]) -> int | None:
+    found = _EXIT_TEXT.search(_word(row, "status_msg"))
+    code = int(found[1]) if found else None
+    return code if code is not None and code <= 255 else None
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one instance can be entered."""
+
+    has_shell: bool
+    """Whether it was rented with the market's SSH server."""
+    addresses: tuple[Address, ...]
+    """The direct one first, then the market's proxy; empty while there are none."""
+
+
+def way_in(row: Mapping[str, Any]) -> Way:
+    """Read where an instance's SSH is: a direct port of its own address, or a proxy's name.
+
+    The two are never mixed: a port belongs to the address that it stands beside.
+    """
+    addresses = [
+        Address(endpoint.host, endpoint.port)
+        for endpoint in _endpoints(row.get("public_ipaddr"), row.get("ports"))
+        if endpoint.container_port == SSH_PORT and endpoint.protocol is Protocol.TCP
+    ]
+    proxy, port = _word(row, "ssh_host"), _port(row.get("ssh_port"))
+    if _PROXY.fullmatch(proxy) and port is not None:
+        addresses.append(Address(proxy, port))
+    return Way(has_shell="ssh" in _word(row, "image_runtype"), addresses=tuple(addresses))
+
+
+SSH_PORT: Final = 22
+_PROXY: Final = re.compile(r"[A-Za-z0-9.-]{1,253}")
 
 
 _STATES: Final = {
@@ -426,13 +470,17 @@ def judge(operation: str, reply: Reply) -> ProviderError | None:
     return _judge_refusal(operation, reply.status, code, words, who, is_json=body is not None)
 
 
+_OF_ONE: Final = ("release", "logs", "attach", "restart")
+"""Operations on one instance, of which the market can say that there is none."""
+
+
 def _judge_refusal(
     operation: str, status: int, code: str, words: str, who: tuple[str, str, str], *, is_json: bool
 ) -> ProviderError:
     """Tell apart the ways to have understood and said no: 4xx, and 200 declined."""
     if operation == "rent" and (status in (409, 410) or _GONE.search(words)):
         return OfferGone(*who)
-    if operation in ("release", "logs") and status in (200, 404, 410) and _ABSENT.search(words):
+    if operation in _OF_ONE and status in (200, 404, 410) and _ABSENT.search(words):
         return InstanceAbsent(*who)
     if status == 411 or _NO_CREDIT.search(words):
         return Refused(*who, code="insufficient_credit")

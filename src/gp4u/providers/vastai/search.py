@@ -55,6 +55,8 @@ def search_body(wanted: Requirements, names: Iterable[str]) -> dict[str, object]
         body["num_gpus"] = {"eq": wanted.gpu_count}
     if wanted.verified_only:
         body["verified"] = {"eq": True}
+    if wanted.datacenter_only:
+        body["datacenter"] = {"eq": True}
     if names:
         body["gpu_name"] = {"in": list(names)}
     return body

@@ -1,9 +1,8 @@
 """The gateways of all simulated providers, at one address: status, logs and shell.
 
 Hides the token check and the shell's frames. Which provider is meant follows from the lease in the
-path, as each has its own address in the real world. A command really runs where instances are
-processes of this machine; where they are pretended only a few words are understood; inside of
-containers nothing is run, and the gateway says so.
+path, as each has its own address in the real world. A command runs in what the service runs in;
+where that is pretended only a few words are understood.
 
 Source: provider:gateway/rest and its websocket handlers, 2026-06, as restated in
 docs/reference/akash.md 6; checked 2026-11.
@@ -12,8 +11,7 @@ docs/reference/akash.md 6; checked 2026-11.
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
+import struct
 from contextlib import suppress
 
 import msgspec
@@ -28,8 +26,9 @@ from gp4u.sim.akash.rows import told_status
 from gp4u.sim.akash.token import TokenError, opened
 from gp4u.sim.faults import Faults, Kind, Strike
 from gp4u.sim.gate import Call
+from gp4u.sim.launch import ERR, Inside, LaunchFailed, Running
 
-STDOUT, STDERR, RESULT, FAILURE, STDIN = 100, 101, 102, 103, 104
+STDOUT, STDERR, RESULT, FAILURE, STDIN, RESIZE = 100, 101, 102, 103, 104, 105
 LEASE_NOT_FOUND = 4001
 _LEASE = "/lease/{dseq}/{gseq:int}/{oseq:int}"
 _POLL_S = 0.5
@@ -193,33 +192,36 @@ class Gateways:
                 await socket.close()
                 return
             else:
-                await self._run(socket, argv, with_stdin=params["stdin"] == "1")
+                running = self._running(placed, lease, params["service"])
+                await _run(socket, running, argv, tty=params["tty"] == "1")
             await socket.close()
 
-    async def _run(self, socket: WebSocket, argv: list[str], *, with_stdin: bool) -> None:
-        match self._market.world.runtime.name:
-            case "pretend":
-                await self._pretend(socket, argv)
-            case "process":
-                await _really(socket, argv, with_stdin=with_stdin)
-            case _:
-                text = "the simulator runs no commands inside of containers"
-                await socket.send_bytes(bytes([FAILURE]) + text.encode())
+    def _running(self, placed: Placed, lease: Lease, service: str) -> Running | None:
+        """Return what runs for a service of a lease."""
+        if service == main_of(placed.group).name:
+            return lease.contract.running
+        return lease.beside.get(service)
 
-    async def _pretend(self, socket: WebSocket, argv: list[str]) -> None:
-        match argv:
-            case ["echo", *words]:
-                code = 0
-                await socket.send_bytes(bytes([STDOUT]) + f"{' '.join(words)}\n".encode())
-            case ["true"]:
-                code = 0
-            case ["false"]:
-                code = 1
-            case _:
-                code = 127
-                text = f"sh: {argv[0]}: not found\n"
-                await socket.send_bytes(bytes([STDERR]) + text.encode())
-        await _told(socket, code)
+
+async def _run(socket: WebSocket, running: Running | None, argv: list[str], *, tty: bool) -> None:
+    """Run a command in a service, and pass everything on."""
+    try:
+        if running is None:
+            raise LaunchFailed("the service does not run")
+        inside = await running.enter(argv, tty=tty)
+    except LaunchFailed as failed:
+        await socket.send_bytes(bytes([FAILURE]) + str(failed).encode())
+        return
+
+    async def out(which: int, data: bytes) -> None:
+        with suppress(WebSocketDisconnect, OSError, RuntimeError):  # who asked has left
+            await socket.send_bytes(bytes([STDERR if which == ERR else STDOUT]) + data)
+
+    async with asyncio.TaskGroup() as tasks:
+        feeding = tasks.create_task(_feed(socket, inside))
+        code = await inside.run(out)
+        feeding.cancel()
+    await _told(socket, code)
 
 
 async def _told(socket: WebSocket, code: int) -> None:
@@ -228,49 +230,13 @@ async def _told(socket: WebSocket, code: int) -> None:
     await socket.send_bytes(bytes([RESULT]) + result)
 
 
-async def _really(socket: WebSocket, argv: list[str], *, with_stdin: bool) -> None:
-    """Run a command on this machine, in a directory of its own, and pass everything on."""
-    with tempfile.TemporaryDirectory(prefix="gp4u-shell-") as folder:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.PIPE if with_stdin else asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": folder},
-                cwd=folder,
-            )
-        except OSError as error:
-            await socket.send_bytes(bytes([FAILURE]) + str(error).encode())
-            return
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                feeding = tasks.create_task(_feed(socket, process))
-                for code, stream in ((STDOUT, process.stdout), (STDERR, process.stderr)):
-                    assert stream is not None  # noqa: S101 -- for the type checker: both are pipes
-                    tasks.create_task(_pump(socket, code, stream))
-                ended = await process.wait()
-                feeding.cancel()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        await _told(socket, ended)
-
-
-async def _feed(socket: WebSocket, process: asyncio.subprocess.Process) -> None:
-    """Pass stdin frames on; when the other side is gone the command goes as well."""
+async def _feed(socket: WebSocket, inside: Inside) -> None:
+    """Pass on what is typed, and sizes; when the other side is gone the command goes as well."""
     with suppress(WebSocketDisconnect, ConnectionError):
         while True:
             message = await socket.receive_bytes()
-            if process.stdin is not None and message[:1] == bytes([STDIN]):
-                process.stdin.write(message[1:])
-                await process.stdin.drain()
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()
-
-
-async def _pump(socket: WebSocket, code: int, stream: asyncio.StreamReader) -> None:
-    while data := await stream.read(32_768):
-        await socket.send_bytes(bytes([code]) + data)
+            if message[:1] == bytes([STDIN]):
+                await inside.write(message[1:])
+            elif message[:1] == bytes([RESIZE]) and len(message) == 5:
+                await inside.resize(*struct.unpack(">HH", message[1:]))
+    await inside.end()

@@ -23,8 +23,8 @@ import msgspec
 from gp4u.sim.akash.sdl import Group, Service
 from gp4u.sim.akash.supply import Card, address, card_of, provider_address
 from gp4u.sim.contracts import Contract, Order, Step, Trouble
+from gp4u.sim.launch import Launch, LaunchFailed, Port, Running
 from gp4u.sim.market import Machine, Slice
-from gp4u.sim.runtime import Launch, LaunchFailed, Port, Running
 from gp4u.sim.world import World
 
 FIRST_HEIGHT = 28_826_831
@@ -470,6 +470,8 @@ class AkashMarket:
             entrypoint=service.command[0] if service.command else None,
             env=dict(service.env),
             ports=_runtime_ports(service),
+            own_root=bool(service.command),
+            login=service.login,
         )
         try:
             lease.beside[service.name] = await self.world.runtime.start(launch)
@@ -501,6 +503,7 @@ def _order(group: Group, service: Service) -> Order:
         entrypoint=service.command[0] if service.command else None,
         env=dict(service.env),
         ports=_runtime_ports(service),
+        login=service.login,
     )
 
 

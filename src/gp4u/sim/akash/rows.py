@@ -182,7 +182,11 @@ def _forwarded(
         number = ports.get((port.inside, port.protocol))
         if port.is_http or number is None:
             continue
-        row: Row = {"host": "127.0.0.1", "port": port.inside, "externalPort": number}
+        row: Row = {
+            "host": market.world.runtime.address,
+            "port": port.inside,
+            "externalPort": number,
+        }
         if market.settings.forwards_name_proto:
             row |= {"proto": port.protocol.upper(), "name": service.name}
         rows.append(row)

@@ -57,6 +57,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...]
     env: Mapping[str, str]
     ports: tuple[Port, ...]
+    login: tuple[str, str, str] | None
+    """Registry, user and password."""
     count: int
     cpu_milli: int
     memory: int
@@ -179,6 +181,7 @@ def _service(top: Mapping[str, Any], name: str, placement: str, use: Any) -> Ser
         args=_words(told.get("args"), f"{where}.args"),
         env=_env(told.get("env"), f"{where}.env"),
         ports=_ports(told.get("expose"), f"{where}.expose", set(top["services"])),
+        login=_login(told.get("credentials"), f"{where}.credentials", top["version"]),
         count=count,
         cpu_milli=_milli(_mapping(sizes.get("cpu"), "cpu").get("units")),
         memory=_bytes(_mapping(sizes.get("memory"), "memory").get("size"), "memory.size"),
@@ -187,6 +190,19 @@ def _service(top: Mapping[str, Any], name: str, placement: str, use: Any) -> Ser
         cards=cards,
         amount=_amount(profiles, placement, profile),
     )
+
+
+def _login(credentials: object, where: str, version: object) -> tuple[str, str, str] | None:
+    if credentials is None:
+        return None
+    if version == "2.0":
+        raise SdlError(f"{where}: needs version 2.1")
+    told = _mapping(credentials, where, {"host", "username", "password", "email"})
+    words = [told.get(part) for part in ("host", "username", "password")]
+    host, user, password = (word if isinstance(word, str) else "" for word in words)
+    if not (host and user and password):
+        raise SdlError(f"{where}: host, username and password are required")
+    return host, user, password
 
 
 def _amount(profiles: Mapping[str, Any], placement: str, profile: str) -> Decimal:

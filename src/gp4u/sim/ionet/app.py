@@ -126,7 +126,7 @@ class IoNetMarket:
         port = next(iter(contract.ports.values()), None)
         try:
             async with httpx2.AsyncClient(trust_env=False, timeout=_HEALTH_S) as client:
-                return (await client.get(f"http://127.0.0.1:{port}/")).is_success
+                return (await client.get(f"http://{world.runtime.address}:{port}/")).is_success
         except httpx2.HTTPError:
             return False
 

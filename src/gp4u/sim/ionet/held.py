@@ -158,7 +158,9 @@ class Teller:
         """Return the one container of a deployment; its URL is there once it is healthy."""
         contract = held.contract
         ports = contract.ports if held.healthy and contract.up else {}
-        url = next((f"http://127.0.0.1:{port}" for port in ports.values()), None)
+        url = next(
+            (f"http://{self._world.runtime.address}:{port}" for port in ports.values()), None
+        )
         return {
             "device_id": f"dev-{contract.machine.machine_id}",
             "container_id": held.container_id,
@@ -182,7 +184,7 @@ class Teller:
             services[name] = {
                 **service,
                 "public_port": outside,
-                "public_ip": None if outside is None else "127.0.0.1",
+                "public_ip": None if outside is None else self._world.runtime.address,
                 "srv_record": None,
             }
         return {
@@ -196,7 +198,7 @@ class Teller:
             "status": self._worker_status(held),
             "vm_events": self._events(held),
             "network_services": services,
-            "ssh_access": "ubuntu@127.0.0.1" if contract.up else None,
+            "ssh_access": f"ubuntu@{self._world.runtime.address}" if contract.up else None,
             "is_external": held.configuration.resold,
         }
 

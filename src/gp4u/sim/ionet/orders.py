@@ -17,7 +17,7 @@ import msgspec
 
 from gp4u.sim.contracts import Order
 from gp4u.sim.ionet.gate import invalid
-from gp4u.sim.runtime import Port
+from gp4u.sim.launch import Port
 
 Check = Callable[[object], str]
 """Returns what is wrong with a value, or an empty text."""
@@ -90,7 +90,16 @@ def container_order(config: Mapping[str, object], registry: Mapping[str, object]
         command=tuple(entry[1:]) if entry else None,
         env=known,
         ports=(Port(int(str(config.get("traffic_port"))), "tcp"),),
+        login=_login(registry),
     )
+
+
+def _login(registry: Mapping[str, object]) -> tuple[str, str, str] | None:
+    user, secret = registry.get("registry_username"), registry.get("registry_secret")
+    if not user or not secret:
+        return None
+    host, slash, _ = str(registry.get("image_url")).partition("/")
+    return (host if slash else "docker.io"), str(user), str(secret)
 
 
 def filled_in(word: str, env: Mapping[str, str]) -> str:

@@ -208,7 +208,7 @@ class Jobs:
         urls: list[Row] = [
             {
                 "description": "ssh" if number == 22 else str(number),
-                "hostname": "127.0.0.1",
+                "hostname": self._world.runtime.address,
                 "port": outside,
                 "protocol": protocol,
             }
@@ -231,6 +231,7 @@ class Jobs:
             label=job.title,
             env=order.env,
             ports=order.ports,
+            login=order.login,
         )
         contract = self._world.rent(node.part.offer_id, asked, trouble=trouble, trouble_s=trouble_s)
         job.contract, job.placed_at = contract, self._world.now_s

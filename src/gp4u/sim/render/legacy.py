@@ -22,11 +22,11 @@ from starlette.routing import BaseRoute, Route
 from gp4u.sim.contracts import Contract, Order
 from gp4u.sim.faults import Faults, Kind, Strike
 from gp4u.sim.gate import Call, Handler
+from gp4u.sim.launch import Port
 from gp4u.sim.market import Machine
 from gp4u.sim.render.gate import RenderGate, RenderSettings, listed, refusal
 from gp4u.sim.render.offers import Row, stamp
 from gp4u.sim.render.scene import Scene, scene_of
-from gp4u.sim.runtime import Port
 from gp4u.sim.world import World
 
 PAGE_MAX = 100
@@ -277,8 +277,14 @@ class NodeApi:
             "client_ref": job.client_ref,
         }
         if contract.up and not contract.offline and not contract.hides_ports:
+            host = world.runtime.address
             row["endpoints"] = [
-                {"container_port": n, "host": "127.0.0.1", "port": outside, "protocol": protocol}
+                {
+                    "container_port": n,
+                    "host": host,
+                    "port": outside,
+                    "protocol": protocol,
+                }
                 for (n, protocol), outside in contract.ports.items()
             ]
         if job.error:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from gp4u.sim.runtime import Port
+from gp4u.sim.launch import Port
 
 ASSIGN_MIN_MS, START_MIN_MS, RUN_MIN_MS = 300_000, 120_000, 60_000
 START_DEFAULT_MS = 300_000
@@ -83,6 +83,8 @@ class JobOrder(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     env: Mapping[str, str]
     ports: tuple[Port, ...]
+    login: tuple[str, str, str] | None
+    """Registry, user and password."""
     body: Mapping[str, object]
 
 
@@ -124,6 +126,7 @@ def job_order(body: Mapping[str, object]) -> JobOrder:
         image=_image(docker),
         env=env,
         ports=_ports(docker),
+        login=_login(docker),
         body=body,
     )
 
@@ -167,6 +170,11 @@ def _image(docker: Mapping[str, object]) -> str:
     if not image or any(c.isspace() or c in "@:" for c in image):
         raise BadJobError("image must be a name without tag or digest")
     return f"{host}/{image}:{tag or 'latest'}" if host else f"{image}:{tag or 'latest'}"
+
+
+def _login(docker: Mapping[str, object]) -> tuple[str, str, str] | None:
+    host, user, secret = (_text(docker, name) for name in ("host", "user", "secret"))
+    return (host or "docker.io", user, secret) if user and secret else None
 
 
 def _ports(docker: Mapping[str, object]) -> tuple[Port, ...]:

@@ -32,6 +32,8 @@ class Account:
         self._world, self._settings = world, settings
         self.ssh_keys: dict[int, str] = {}
         self._instance_keys: dict[int, dict[int, str]] = {}
+        self._known_from: dict[int, float] = {}
+        """When a key that was attached reaches its machine."""
         self._secrets: dict[str, str] = {}
         self._next_key = 1001
 
@@ -235,7 +237,15 @@ class Account:
         contract = self._held(call)
         number, key = self._new_key(call)
         self._instance_keys.setdefault(contract.id, {})[number] = key
+        self._known_from[number] = self._world.now_s + self._settings.key_delay_s
         return JSONResponse({"success": True, "msg": "SSH key attached."})
+
+    def keys_of(self, contract_id: int) -> list[str]:
+        """Return the SSH keys that an instance lets in now: the account's, and its own."""
+        own = self._instance_keys.get(contract_id, {})
+        now = self._world.now_s
+        known = [key for number, key in own.items() if self._known_from.get(number, now) <= now]
+        return [*self.ssh_keys.values(), *known]
 
     async def _detach(self, call: Call) -> Response:
         keys = self._instance_keys.get(self._held(call).id, {})

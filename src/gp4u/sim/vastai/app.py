@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from gp4u.sim.contracts import Contract, Order
+from gp4u.sim.contracts import Contract, Door, Order, Trouble
 from gp4u.sim.faults import Faults, Kind, Strike
 from gp4u.sim.gate import Call, CallRefusedError, Handler
 from gp4u.sim.vastai.account import Account
@@ -35,6 +36,7 @@ from gp4u.sim.vastai.instances import (
 )
 from gp4u.sim.vastai.rent import BID_MAX_PER_GPU, BadOrderError, bid_of, order_of
 from gp4u.sim.vastai.search import Row, SearchError, offers_found
+from gp4u.sim.vastai.shell import host_key, open_door
 from gp4u.sim.world import World
 
 LABEL_MAX = 1024
@@ -64,7 +66,8 @@ class VastMarket:
         self._listed_from: dict[int, float] = {}
         self._listed_until: dict[int, float] = {}
         self._results: OrderedDict[str, tuple[float, str]] = OrderedDict()
-        world.environment = _environment
+        self._host_keys: dict[int, Any] = {}
+        world.environment, world.attend = self._environment, self._attend
 
     def routes(self) -> list[BaseRoute]:
         """Return every path, each with and without its trailing slash."""
@@ -201,12 +204,22 @@ class VastMarket:
     def _take(self, offer_id: int, order: Order, strike: Strike) -> Contract:
         world = self._world
         trouble, trouble_s = strike.trouble
+        if trouble is None and not self._may_pull(order):
+            trouble = Trouble.PULL_DENIED
         contract = world.rent(offer_id, order, trouble=trouble, trouble_s=trouble_s)
         lag = world.random.uniform(*self._settings.list_lag_s)
         if (rule := strike.get(Kind.LATE_LISTING)) is not None:
             lag = rule.seconds or 15.0
         self._listed_from[contract.id] = world.now_s + lag
         return contract
+
+    def _may_pull(self, order: Order) -> bool:
+        """Whether the image's registry gives it out: freely, or for the login that was sent."""
+        registry = order.image.partition("/")[0] if "/" in order.image else "docker.io"
+        wanted = self._settings.logins.get(registry)
+        if wanted is None:
+            return True
+        return order.login is not None and order.login == (registry, *wanted)
 
     def _duplicate(self, first: Contract, order: Order, strike: Strike) -> None:
         like = [
@@ -433,6 +446,26 @@ class VastMarket:
 
     # Lookups.
 
+    def _environment(self, contract: Contract) -> Mapping[str, str]:
+        """What the service tells a container about itself."""
+        return {
+            "CONTAINER_ID": str(contract.id),
+            "VAST_CONTAINERLABEL": f"C.{contract.id}",
+            "PUBLIC_IPADDR": self._world.runtime.address,
+        }
+
+    async def _attend(self, contract: Contract) -> Door | None:
+        """Put an SSH server into an instance that was rented with one, where anything runs."""
+        running, runtime = contract.running, self._world.runtime
+        if not contract.order.served or running is None or runtime.name == "pretend":
+            return None
+        key = self._host_keys.setdefault(contract.id, host_key())
+        if key is None:
+            return None
+        return await open_door(
+            running, key, lambda: self._account.keys_of(contract.id), runtime.address
+        )
+
     def _held(self, call: Call) -> Contract:
         contract = self._world.contract(call.number)
         if contract is None:
@@ -469,12 +502,3 @@ def _query_of(call: Call) -> Mapping[str, object]:
     if not isinstance(inner, dict):
         raise refusal(400, "invalid_request", "Invalid json body")
     return inner
-
-
-def _environment(contract: Contract) -> Mapping[str, str]:
-    """What the service tells a container about itself."""
-    return {
-        "CONTAINER_ID": str(contract.id),
-        "VAST_CONTAINERLABEL": f"C.{contract.id}",
-        "PUBLIC_IPADDR": "127.0.0.1",
-    }

@@ -77,6 +77,10 @@ class VastSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`no_such_instance` as seen live, or `not_found` as documented."""
     log_delay_s: float = 0.3
     charges_lag_s: float = 0.0
+    key_delay_s: float = 0.0
+    """How long an attached SSH key takes to be known to the machine."""
+    logins: Mapping[str, tuple[str, str]] = {}
+    """Registry to the user and password without which it gives out no image."""
 
 
 def refusal(status: int, error: str, msg: str, **more: object) -> CallRefusedError:

@@ -28,6 +28,7 @@ from gp4u.sim.vastai.search import (
     machine_fields,
     price_fields,
 )
+from gp4u.sim.vastai.shell import SSH_PORT
 from gp4u.sim.world import World
 
 PAGE_MAX = 25
@@ -81,6 +82,7 @@ def instance_row(world: World, contract: Contract) -> Row:
     numbers = sorted(contract.ports.values()) if ports else []
     hardware = machine_fields(world, machine, contract.gpus)
     paid_gpu = contract.gpu_usd_per_hour
+    proxy, proxy_port = _proxy(world, contract)
     row: Row = {
         **hardware,
         **price_fields(machine, len(contract.gpus), paid_gpu, order.disk_gb),
@@ -100,11 +102,11 @@ def instance_row(world: World, contract: Contract) -> Row:
         "extra_env": extra.get("extra_env", []),
         "onstart": extra.get("onstart"),
         "jupyter_token": extra.get("jupyter_token"),
-        "public_ipaddr": _address(contract) if reported else None,
+        "public_ipaddr": _address(world, contract) if reported else None,
         "local_ipaddrs": "10.0.0.5 172.17.0.2 \n" if reported else "",
-        "ssh_host": f"ssh{contract.id % 9 + 1}.vast.ai",
+        "ssh_host": proxy,
         "ssh_idx": str(contract.id % 9 + 1),
-        "ssh_port": 10_000 + contract.id % 30_000,
+        "ssh_port": proxy_port,
         "machine_dir_ssh_port": 20_000 + machine.machine_id % 10_000,
         "ports": ports,
         "direct_port_start": numbers[0] if numbers else -1,
@@ -295,9 +297,17 @@ def _list(params: Mapping[str, str], name: str) -> list[object]:
     return value
 
 
-def _address(contract: Contract) -> str:
+def _address(world: World, contract: Contract) -> str:
     """Everything runs here; the real service ends some addresses with a newline."""
-    return "127.0.0.1\n" if contract.id % 3 == 0 else "127.0.0.1"
+    address = world.runtime.address
+    return f"{address}\n" if contract.id % 3 == 0 else address
+
+
+def _proxy(world: World, contract: Contract) -> tuple[str, int]:
+    """Return where the market's SSH proxy is; here the same server as the direct one."""
+    if contract.door is not None:
+        return world.runtime.address, contract.door.ports[SSH_PORT, "tcp"]
+    return f"ssh{contract.id % 9 + 1}.vast.ai", 10_000 + contract.id % 30_000
 
 
 def _floor(contract: Contract) -> float | None:

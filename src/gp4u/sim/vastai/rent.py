@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 
 from gp4u.sim.contracts import Order
-from gp4u.sim.runtime import Port
+from gp4u.sim.launch import Port
+from gp4u.sim.vastai.shell import SSH_PORT
 
 IMAGE_MAX, LABEL_MAX, ENV_MAX, ENV_ITEM_MAX, COMMAND_MAX = 1024, 256, 32_768, 256, 4096
 PORTS_MAX = 64
@@ -25,6 +26,8 @@ BID_MIN, BID_MAX = Decimal("0.001"), Decimal(128)
 BID_MAX_PER_GPU = Decimal(32)
 
 _PORT_FLAG = re.compile(r"^-p\s+(?:\d+:)?(\d+)(?:/(tcp|udp))?$")
+ON_START = 'sh -c "$0"; while :; do sleep 3600; done'
+"""With an SSH server a container goes on when its on-start script has ended."""
 _SSH_ALIASES = {"ssh_direct": "ssh_direc ssh_proxy", "ssh_proxy": "ssh"}
 
 
@@ -57,15 +60,22 @@ def order_of(body: Mapping[str, object]) -> Order:
     pairs = _env(body.get("env"))
     runtype, args, onstart = _run_type(body)
     by_args = runtype == "args"
+    entrypoint: str | None = onstart if by_args else None
+    command = tuple(args) if by_args and args else None
+    if onstart is not None and not by_args:
+        entrypoint, command = "/bin/sh", ("-c", ON_START, onstart)
+    ports = _ports(pairs, runtype)
     return Order(
         image=image,
         disk_gb=_disk(body.get("disk")),
         label=label,
         bid_usd_per_hour=bid_of(body.get("price")),
-        command=tuple(args) if by_args and args else None,
-        entrypoint=onstart if by_args else None,
+        command=command,
+        entrypoint=entrypoint,
         env={key: value for key, value in pairs.items() if not key.startswith("-")},
-        ports=_ports(pairs, runtype),
+        ports=ports,
+        served=tuple(port for port in ports if port.number == SSH_PORT and not by_args),
+        login=_login(body.get("image_login")),
         start=state == "running",
         extra={
             "runtype": runtype,
@@ -91,6 +101,18 @@ def bid_of(price: object) -> Decimal | None:
             "invalid_price", f"Please set a bid price between {BID_MIN} and {BID_MAX}."
         )
     return number
+
+
+def _login(login: object) -> tuple[str, str, str] | None:
+    """Return registry, user and password of `-u USER -p PASS REGISTRY`."""
+    if login is None:
+        return None
+    words = login.split() if isinstance(login, str) else []
+    match words:
+        case ["-u", user, "-p", password, *registry] if len(registry) <= 1:
+            return (registry[0] if registry else "docker.io", user, password)
+        case _:
+            raise BadOrderError("invalid_args", "image_login must be -u USER -p PASS REGISTRY")
 
 
 def _disk(disk: object) -> Decimal:

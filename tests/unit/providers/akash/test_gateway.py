@@ -19,7 +19,8 @@ from starlette.websockets import WebSocket
 from gp4u.errors import Denied, InstanceAbsent, Malformed, ProviderError, Refused, Unavailable
 from gp4u.providers.akash import gateway
 from gp4u.providers.akash.dial import MAX_MESSAGE, Closed, Declined, Door, Socket, dial
-from gp4u.providers.akash.gateway import Frame, Gateway, Shell
+from gp4u.providers.akash.frames import MAX_OUTPUT, Frame, Shell
+from gp4u.providers.akash.gateway import Gateway
 from gp4u.providers.akash.wire import LeaseId
 from gp4u.providers.contract import Finished
 from tests.virtual_loop import run_virtual
@@ -111,7 +112,7 @@ def test_output_is_bounded() -> None:
     """A host must not fill our memory."""
     shell = Shell()
     frame = bytes([Frame.STDOUT]) + bytes(MAX_MESSAGE)
-    for _ in range(gateway.MAX_OUTPUT // MAX_MESSAGE):
+    for _ in range(MAX_OUTPUT // MAX_MESSAGE):
         shell.feed(frame)
     with pytest.raises(Malformed):
         shell.feed(frame)
@@ -204,7 +205,7 @@ def test_a_log_without_an_end_is_cut() -> None:
     wire = Scripted(*("x" * MAX_MESSAGE for _ in range(99)))
     wire.pause_s = 0.0
     assert len(logs_of(wire, tail=3)) == 3 * (MAX_MESSAGE + 1)
-    assert len(wire.messages) == 99 - gateway.MAX_OUTPUT // MAX_MESSAGE
+    assert len(wire.messages) == 99 - MAX_OUTPUT // MAX_MESSAGE
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,20 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from gp4u.errors import BadInput
-from gp4u.model import Container, Port, Protocol, RentalKey, Workload
+from gp4u.model import (
+    Container,
+    File,
+    Port,
+    Protocol,
+    RegistryLogin,
+    RentalKey,
+    Restart,
+    Workload,
+)
+from gp4u.providers import bootstrap
 from gp4u.providers.akash import sdl as akash_sdl
 from gp4u.providers.akash.sdl import Wish
 
@@ -294,3 +305,31 @@ def test_what_is_no_size_is_refused() -> None:
     """Better no rental than one with the wrong disk."""
     with pytest.raises(BadInput):
         akash_sdl.size_bytes("lots")
+
+
+def test_an_entrypoint_and_a_login_have_places_of_their_own() -> None:
+    """The first is called a command here; credentials need the newer version."""
+    login = RegistryLogin(server="registry.example.com", username="me", password="s3cret")
+    workload = replace(WORKLOAD, entrypoint=("python3", "-m"), command=("june",), login=login)
+    sdl = written(workload)
+    assert sdl["version"] == "2.1"
+    assert sdl["services"]["app"]["command"] == ["python3", "-m"]
+    assert sdl["services"]["app"]["args"] == ["june"]
+    told = {"host": "registry.example.com", "username": "me", "password": "s3cret"}
+    assert sdl["services"]["app"]["credentials"] == told
+    assert written()["version"] == "2.0"
+
+
+def test_a_script_stands_in_the_entrypoints_place_and_stays() -> None:
+    """A host starts a container anew whenever it ends; a Job would run for ever."""
+    workload = replace(WORKLOAD, entrypoint=("june",), restart=Restart.NEVER)
+    service = written(workload)["services"]["app"]
+    assert service["command"] == ["/bin/sh", "-c"]
+    assert service["args"] == [bootstrap.script(workload, hold=True)]
+
+
+def test_files_beyond_one_argument_are_refused_with_the_bound() -> None:
+    """A host would start nothing, and say so to nobody."""
+    big = File(path="/etc/x", content=bytes(100_000))
+    with pytest.raises(BadInput, match="131071 bytes"):
+        written(replace(WORKLOAD, entrypoint=("june",), files=(big,)))

@@ -101,11 +101,18 @@ def test_a_search_names_kind_disk_and_all_four_defaults() -> None:
     }
 
 
+def test_a_search_for_datacenters_says_so() -> None:
+    """They are few, and would drown in the rows that one search may show."""
+    body = search_body(Requirements(datacenter_only=True), [])
+    assert body["datacenter"] == {"eq": True}
+
+
 def test_a_search_for_anything_names_no_gpu_and_never_less_disk_than_is_sold() -> None:
     """8 GB is the least; a price for less would be a price for nothing."""
     body = search_body(Requirements(disk_gib=1, verified_only=False, interruptible=True), [])
     assert "gpu_name" not in body
     assert "verified" not in body
+    assert "datacenter" not in body
     assert body["type"] == "bid"
     assert body["allocated_storage"] == 8.0
 

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from gp4u.sim.faults import Rule
+from gp4u.sim.launch import Port
 from gp4u.sim.render.order import job_order
-from gp4u.sim.runtime import Port
 from tests.unit.sim.render.dialect import EASY, PAYLOADS, market
 from tests.virtual_loop import run_virtual
 

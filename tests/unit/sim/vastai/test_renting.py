@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from gp4u.sim.faults import Rule
-from gp4u.sim.runtime import Port
+from gp4u.sim.launch import Port
+from gp4u.sim.vastai.rent import ON_START
 from tests.unit.sim.vastai.dialect import EASY, market, settle
 from tests.virtual_loop import run_virtual
 
@@ -118,7 +119,7 @@ def test_unknown_fields_of_a_body_are_ignored() -> None:
             (),
         ),
         ({"args": ["serve"]}, ("serve",), None, ()),
-        ({"onstart": "echo hi"}, None, None, ()),
+        ({"onstart": "echo hi"}, ("-c", ON_START, "echo hi"), "/bin/sh", ()),
         ({"runtype": "ssh_direc ssh_proxy"}, None, None, (22,)),
         ({"runtype": "ssh_direct"}, None, None, (22,)),
         ({"runtype": "jupyter_direc ssh_direc ssh_proxy"}, None, None, (22, 8080)),
@@ -130,7 +131,8 @@ def test_the_run_type_decides_what_becomes_the_command(
     entrypoint: str | None,
     ports: tuple[int, ...],
 ) -> None:
-    """`args` replaces CMD and `onstart` ENTRYPOINT, in that run type only."""
+    """`args` replaces CMD and `onstart` ENTRYPOINT, in that run type only; beside an SSH server
+    `onstart` is a script, and its end is not the container's."""
 
     async def scene() -> None:
         async with market() as m:
@@ -244,5 +246,43 @@ def test_a_bulk_rent_tells_each_result_and_goes_on_after_a_failure() -> None:
             results = (await m.call("POST", "/api/v0/asks/bulk/", json=body)).json()["results"]
             assert [result["success"] for result in results] == [False, True]
             assert [c.offer_id for c in m.world.leaked()] == [offer]
+
+    run_virtual(scene)
+
+
+@pytest.mark.parametrize(
+    ("login", "may"),
+    [
+        ("-u me -p right registry.example.com", True),
+        ("-u me -p wrong registry.example.com", False),
+        (None, False),
+    ],
+)
+def test_a_registry_that_wants_a_login_gives_nothing_out_without(
+    login: str | None, may: bool
+) -> None:
+    """The instance is made, and says in its status that it cannot be pulled."""
+    settings = msgspec.structs.replace(EASY, logins={"registry.example.com": ("me", "right")})
+
+    async def scene() -> None:
+        async with market(settings=settings) as m:
+            more = {} if login is None else {"image_login": login}
+            contract = await m.rented(image="registry.example.com/app:1", **more)
+            await settle()
+            await m.world.advance()
+            assert (contract.actual == "running") is may
+            assert ("pull access denied" in str(contract.status_msg)) is not may
+
+    run_virtual(scene)
+
+
+def test_a_login_that_cannot_be_read_is_refused() -> None:
+    """The service hands it to `docker login`, word by word."""
+
+    async def scene() -> None:
+        async with market() as m:
+            reply = await m.create(image_login="me:right@registry")
+            assert reply.status_code == 400
+            assert "image_login" in reply.text
 
     run_virtual(scene)

@@ -1,0 +1,187 @@
+"""Keys, trust and patience on the way in by SSH, against a real server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncssh
+import pytest
+
+from gp4u.errors import Malformed, Refused, Unavailable
+from gp4u.model import RentalKey
+from gp4u.providers import ssh
+from gp4u.providers.session import Stream
+from gp4u.providers.ssh import Address, Ssh
+
+KEY, OTHER = RentalKey("gp4u-1-abc"), RentalKey("gp4u-1-def")
+
+
+def way(pins: dict[str, str] | None = None, *, secret: bytes = b"secret") -> Ssh:
+    """Return a way in to machines on loopback."""
+    return Ssh("vastai", secret=secret, pins=pins, allow_loopback=True)
+
+
+class Machine:
+    """A server that lets in the keys it was told."""
+
+    def __init__(self) -> None:
+        self.host_key = asyncssh.generate_private_key("ssh-ed25519")
+        self.keys: set[str] = set()
+        self.logins = 0
+
+    @asynccontextmanager
+    async def up(self) -> AsyncIterator[Address]:
+        """Listen for as long as the block lasts."""
+        machine = self
+        inside: list[asyncssh.SSHServerConnection] = []
+
+        class Server(asyncssh.SSHServer):
+            """Counts who comes in."""
+
+            def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+                inside.append(conn)
+
+            def public_key_auth_supported(self) -> bool:
+                return True
+
+            def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+                assert username == "root"
+                return key.export_public_key().decode().split()[1] in machine.keys
+
+            def auth_completed(self) -> None:
+                machine.logins += 1
+
+        async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+            process.stdout.write((process.command or "").encode())
+            process.exit(0)
+
+        listener = await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_factory=Server,
+            server_host_keys=[self.host_key],
+            process_factory=serve,
+            encoding=None,
+        )
+        try:
+            yield Address("127.0.0.1", listener.get_port())
+        finally:
+            listener.close()
+            await listener.wait_closed()
+            for connection in inside:
+                connection.abort()
+                await connection.wait_closed()
+
+
+async def said(way_in: Ssh, address: Address, key: RentalKey = KEY) -> bytes:
+    """Run a command on the machine, and return what it says."""
+    session = await way_in.session("7", key, [address], "hello", tty=False)
+    out = b"".join([data async for stream, data in session.output() if stream is Stream.OUT])
+    assert await session.exit_code() == 0
+    await session.aclose()
+    return out
+
+
+def public(way_in: Ssh, key: RentalKey = KEY) -> str:
+    """Return what a machine knows a key by."""
+    return way_in.client_key(key).public.split()[1]
+
+
+def test_a_key_is_the_rentals_and_can_be_made_again() -> None:
+    """It is stored nowhere; another rental or another secret gives another one."""
+    first = way().client_key(KEY)
+    assert first.public == way().client_key(KEY).public
+    assert first.public.startswith("ssh-ed25519 ")
+    assert first.public.endswith(KEY)
+    assert len({public(way()), public(way(), OTHER), public(way(secret=b"another"))}) == 3
+
+
+async def test_one_connection_serves_all_that_is_open() -> None:
+    """A probe every second must not shake hands every second."""
+    machine, way_in = Machine(), way()
+    machine.keys.add(public(way_in))
+    async with machine.up() as address:
+        for _ in range(3):
+            assert await said(way_in, address) == b"hello"
+        assert machine.logins == 1
+        await way_in.aclose()
+
+
+async def test_a_host_key_is_believed_once_and_no_other_after_that() -> None:
+    """Whoever takes over the address of a machine must not be given what is typed."""
+    pins: dict[str, str] = {}
+    machine, way_in = Machine(), way(pins)
+    machine.keys.add(public(way_in))
+    async with machine.up() as address:
+        await said(way_in, address)
+        await way_in.aclose()
+        assert pins["7"].split()[1] == machine.host_key.export_public_key().decode().split()[1]
+        await said(way(pins), address)
+    impostor = Machine()
+    impostor.keys = machine.keys
+    later = way(pins)
+    async with impostor.up() as address:
+        with pytest.raises(Malformed, match="host key"):
+            await said(later, address)
+        later.forget("7")  # the instance is gone: its number may come again on another machine
+        assert await said(later, address) == b"hello"
+        await later.aclose()
+
+
+async def test_a_key_that_arrives_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was attached a moment ago, and takes its time to reach the machine."""
+    monkeypatch.setattr(ssh, "RETRY_S", 0.01)
+    machine, way_in = Machine(), way()
+    async with machine.up() as address, asyncio.TaskGroup() as tasks:
+        hearing = tasks.create_task(said(way_in, address))
+        await asyncio.sleep(0.1)
+        machine.keys.add(public(way_in))
+        assert await hearing == b"hello"
+        await way_in.aclose()
+
+
+async def test_patience_with_a_key_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that never learns of it must not hold up whoever waits."""
+    monkeypatch.setattr(ssh, "RETRY_S", 0.01)
+    monkeypatch.setattr(ssh, "PATIENCE_S", 0.05)
+    async with Machine().up() as address:
+        with pytest.raises(Refused) as caught:
+            await said(way(), address)
+    assert caught.value.code == "ssh_key"
+
+
+async def test_the_proxy_is_tried_where_the_direct_way_is_shut() -> None:
+    """Some hosts forward no port; the market's proxy is slower, and there."""
+    machine, way_in = Machine(), way()
+    machine.keys.add(public(way_in))
+    async with machine.up() as address:
+        nobody = Address("127.0.0.1", 1)
+        session = await way_in.session("7", KEY, [nobody, address], "hello", tty=False)
+        assert [data async for _, data in session.output()] == [b"hello"]
+        await session.aclose()
+        await way_in.aclose()
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254", "192.168.1.1"])
+async def test_an_address_inside_our_network_is_not_followed(host: str) -> None:
+    """The market's text must not make us speak to a neighbour of ours."""
+    with pytest.raises(Malformed, match="public"):
+        await way().session("7", KEY, [Address(host, 22)], "hello", tty=False)
+
+
+async def test_nobody_at_home_is_unavailable() -> None:
+    """So that the caller tries again, and blames nobody."""
+    with pytest.raises(Unavailable):
+        await way().session("7", KEY, [Address("127.0.0.1", 1)], "hello", tty=False)
+    with pytest.raises(Unavailable):
+        await way().session("7", KEY, [], "hello", tty=False)
+
+
+async def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not installed with the rest, so the words must say what to do."""
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+    with pytest.raises(Refused, match=r"gp4u\[ssh\]"):
+        await way().session("7", KEY, [Address("127.0.0.1", 1)], "hello", tty=False)
