@@ -7,7 +7,7 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS ?= true
 endif
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench setup clean
+.PHONY: help demo test lint bench setup controlplane clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 14
@@ -16,15 +16,17 @@ demo: ## see the whole idea work, without an account (ARGS="--once -o json")
 	@scripts/bootstrap.sh run
 	@exec .venv/bin/gp4u demo $(ARGS)
 
-test: ## lint, then every test (ARGS goes to pytest)
+test: ## lint, then every test (ARGS goes to pytest, and leaves the tests in Kubernetes out)
 	@scripts/bootstrap.sh dev
 	@scripts/setup-container-engine.sh >&2
 	@scripts/setup-databases.sh >&2
 	@scripts/setup-promtool.sh >&2
 	@scripts/setup-image.sh >&2
 	@PYTHON=$(CURDIR)/.venv/bin/python tests/contract/setup-vastai-cli.sh >&2
+	@scripts/setup-controlplane.sh >&2
 	@$(MAKE) lint >&2
-	@exec .venv/bin/pytest -n 2 $(ARGS)
+	@.venv/bin/pytest -n 2 --ignore tests/kube $(ARGS)
+	@$(if $(ARGS),,exec scripts/namespace.sh .venv/bin/pytest -n 2 --dist loadfile tests/kube)
 
 lint: ## format, style, types, layers
 	@scripts/bootstrap.sh dev
@@ -35,10 +37,15 @@ lint: ## format, style, types, layers
 
 bench: ## measure, each against its yardstick; fails where a bound is missed
 	@scripts/bootstrap.sh dev
+	@scripts/setup-controlplane.sh >&2
 	@for each in bench/bench_*.py; do .venv/bin/python $$each $(ARGS) || exit 1; done
 
 setup: ## .venv with everything, for working on GP4U
 	@scripts/bootstrap.sh dev
+
+controlplane: ## build the Kubernetes that the tests need, into ~/.cache
+	@scripts/bootstrap.sh dev
+	@scripts/setup-controlplane.sh
 
 clean: ## remove what the targets made
 	@rm -rf .venv .cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

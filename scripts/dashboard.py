@@ -2,7 +2,7 @@
 
 A metric's kind decides how it is drawn, and its topic in which row. What is best seen in another
 way stands in `OTHERWISE`. With `--check` it only tells whether `deploy/grafana/gp4u.json` is
-behind; that file is not for editing.
+behind; neither that file nor the chart's copies are for editing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 
 from gp4u.metric_table import METRICS, PROCESS_METRICS, Metric
 
-PATH = Path(__file__).resolve().parent.parent / "deploy" / "grafana" / "gp4u.json"
+ROOT = Path(__file__).resolve().parent.parent
+PATH = ROOT / "deploy" / "grafana" / "gp4u.json"
+CHART = ROOT / "charts" / "gp4u" / "files"
+"""A chart can show only files of its own, so it has copies."""
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 COLUMNS, WIDTH, HEIGHT = 24, 8, 7
 QUANTILES = (0.5, 0.95, 0.99)
@@ -227,14 +230,20 @@ def dashboard() -> dict[str, Any]:
 def main() -> int:
     """Write the file, or with `--check` tell that it is behind; 1 where it is."""
     text = json.dumps(dashboard(), indent=1) + "\n"
-    if PATH.exists() and PATH.read_text(encoding="utf-8") == text:
-        return 0
+    alerts = (ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8")
+    wanted = {PATH: text, CHART / PATH.name: text, CHART / "alerts.yml": alerts}
+    behind = [
+        path
+        for path, content in wanted.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != content
+    ]
     check = "--check" in sys.argv[1:]
-    if not check:
-        PATH.parent.mkdir(parents=True, exist_ok=True)
-        PATH.write_text(text, encoding="utf-8")
-    print(f"{PATH.name}: {'behind' if check else 'written'}")
-    return int(check)
+    for path in behind:
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(wanted[path], encoding="utf-8")
+        print(f"{path.relative_to(ROOT)}: {'behind' if check else 'written'}")
+    return int(check and bool(behind))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def sections() -> Iterator[tuple[str, list[Entry]]]:
         "PROVIDER_": "Every provider",
         "VAST_": "Demand of somebody who says nothing",
         "GP4U_": "GP4U itself",
+        "VKUBELET_": "The taint of a virtual node",
     }
     for prefix, title in titles.items():
         yield title, [each for each in entries if each.variable.startswith(prefix)]

@@ -43,7 +43,7 @@ mkdir -p "$work/debs/partial" "$work/root"
 
     uv=$(command -v uv || echo .cache/uv/bin/uv)
     "$uv" export --quiet --frozen --offline --no-dev --no-emit-project --no-header \
-        --extra postgres --extra redis --extra telemetry --output-file "$work/requirements.txt"
+        --extra kubernetes --extra postgres --extra redis --extra ssh --extra telemetry --output-file "$work/requirements.txt"
     python=$(ls /usr/bin/python3.[0-9]* | grep -v config | sort -V | tail -1)
     version=$(find "$work/root/usr/bin" -name 'python3.[0-9]*' | sed 's/.*python//' | sort -V | tail -1)
     rm -rf "$target"
