@@ -25,6 +25,8 @@ COMMANDS = (
     ("sweep", "Find and release machines of ours that nothing explains."),
     ("render", "Render scenes by a proposed API of Render's: start, ls, cancel."),
     ("serve", "Keep rentals and providers in agreement; serve health and metrics."),
+    ("node", "Be a node of a Kubernetes cluster whose pods run on rented machines."),
+    ("relay", "Lead from inside a cluster to a rented machine; run by the node itself."),
     ("config", "Show the settings in force and where each came from."),
     ("sim", "Run simulated markets."),
 )

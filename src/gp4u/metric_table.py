@@ -51,6 +51,8 @@ REFUSALS: Final = (
 )
 """Codes of the problems that the server's door answers with, whatever the route."""
 BUDGETS: Final = ("usd_per_hour", "usd_per_day", "rentals")
+PHASES: Final = ("Pending", "Running", "Succeeded", "Failed")
+SHARES: Final = ("offered", "in_use")
 OTHER: Final = "other"
 _OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
     (Unavailable, "unavailable"),
@@ -74,7 +76,9 @@ def outcome_of(error: BaseException | None) -> str:
     return next((word for kind, word in _OUTCOMES if isinstance(error, kind)), "error")
 
 
-Topic = Literal["Providers", "Breakers and limits", "Book", "Rentals and money", "API", "Process"]
+Topic = Literal[
+    "Providers", "Breakers and limits", "Book", "Rentals and money", "API", "Node", "Process"
+]
 
 
 class Metric(NamedTuple):
@@ -297,6 +301,42 @@ METRICS: Final = (
         "Requests that the door turned away, by the problem's code",
     ),
     Metric("API", "gp4u_event_subscribers", "gauge", (), "Readers of the event stream now"),
+    Metric("Node", "gp4u_node_pods", "gauge", ("node", "phase"), "Pods bound to it by phase"),
+    Metric(
+        "Node",
+        "gp4u_node_gpus",
+        "gauge",
+        ("node", "share"),
+        "GPUs that it offers the scheduler, and those that pods were admitted with",
+    ),
+    Metric(
+        "Node",
+        "gp4u_node_rents_waiting",
+        "gauge",
+        ("node",),
+        "Pods whose rent waits for its turn",
+    ),
+    Metric(
+        "Node",
+        "gp4u_node_heartbeat_age_seconds",
+        "gauge",
+        ("node",),
+        "Time since the last renewal of its Lease that arrived; from 50 on its pods are unready",
+    ),
+    Metric(
+        "Node",
+        "gp4u_node_watch_age_seconds",
+        "gauge",
+        ("node",),
+        "Time since anything was heard of its pods from the API server",
+    ),
+    Metric(
+        "Node",
+        "gp4u_node_certificate_seconds",
+        "gauge",
+        ("node",),
+        "Time until its serving certificate expires",
+    ),
     Metric(
         "Process", "gp4u_ready", "gauge", (), "1 where `/readyz` would say ready at this scrape"
     ),
@@ -349,5 +389,7 @@ LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     "method": METHODS,
     "status": STATUSES,
     "reason": REFUSALS,
+    "phase": PHASES,
+    "share": SHARES,
 }
 """Label to its closed set; `provider` and `route` get theirs when the process knows them."""

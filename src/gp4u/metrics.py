@@ -18,6 +18,7 @@ from gp4u.metric_table import (
     LABELS,
     METRICS,
     OTHER,
+    PHASES,
     REFUSALS,
     RENTAL_STATES,
     outcome_of,
@@ -40,8 +41,11 @@ _FROM_THE_START = (
 class Metrics:
     """The metrics of one process, on a registry of their own."""
 
-    def __init__(self, providers: Iterable[str]) -> None:
-        """`providers` closes the set of that label; each has its zeroes from the start."""
+    def __init__(self, providers: Iterable[str], nodes: Iterable[str] = ()) -> None:
+        """`providers` closes the set of that label; each has its zeroes from the start.
+
+        `nodes` are those that this process is.
+        """
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
         from prometheus_client import disable_created_metrics as without_creation_times
         from prometheus_client.process_collector import ProcessCollector
@@ -49,6 +53,7 @@ class Metrics:
         # One more series per counter that nobody asked for.
         without_creation_times()  # type: ignore[no-untyped-call] # the library has no types here
         self._known = {**LABELS, "provider": tuple(providers), "route": ()}
+        self._known["node"] = tuple(nodes)
         self._labels = {metric.name: metric.labels for metric in METRICS}
         self._registry = CollectorRegistry()
         self._counters: dict[str, Counter] = {}
@@ -195,6 +200,30 @@ class Metrics:
     def subscribers(self, number: int) -> None:
         """Show how many read the event stream."""
         self._set("gp4u_event_subscribers", number)
+
+    # --- nodes ---
+
+    def node(
+        self,
+        node: str,
+        *,
+        pods: Mapping[str, int],
+        offered: int,
+        in_use: int,
+        waiting: int,
+        heartbeat_s: float,
+        watch_s: float,
+        certificate_s: float,
+    ) -> None:
+        """Show a node as it is now; `pods` maps phases to how many there are."""
+        for phase in PHASES:
+            self._set("gp4u_node_pods", pods.get(phase, 0), node, phase)
+        self._set("gp4u_node_gpus", offered, node, "offered")
+        self._set("gp4u_node_gpus", in_use, node, "in_use")
+        self._set("gp4u_node_rents_waiting", waiting, node)
+        self._set("gp4u_node_heartbeat_age_seconds", heartbeat_s, node)
+        self._set("gp4u_node_watch_age_seconds", watch_s, node)
+        self._set("gp4u_node_certificate_seconds", certificate_s, node)
 
     # --- the process ---
 

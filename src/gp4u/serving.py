@@ -65,6 +65,7 @@ class Server:
     """The API without its door."""
     api: ASGIApp
     loops: tuple[Callable[[], Awaitable[None]], ...]
+    metrics: Metrics
 
     async def run(self, *also: Callable[[], Awaitable[None]]) -> None:
         """Run every loop until cancelled, beside whatever else is given.
@@ -127,7 +128,7 @@ async def open_server(
         LedgerUnusable: the ledger cannot be opened.
     """
     _return_large_blocks()
-    metrics = Metrics(settings.provider_slugs)
+    metrics = Metrics(settings.provider_slugs, [each.name for each in settings.node.nodes])
     async with (
         opened_traces(settings.otlp_url) as traces,
         open_app(
@@ -166,7 +167,7 @@ async def open_server(
             await app.book.keep(STANDING)
 
         api = traces.serving(door) if traces else door
-        yield Server(app, routes, api, (keep, recorder.run, jobs.run, pulse.run))
+        yield Server(app, routes, api, (keep, recorder.run, jobs.run, pulse.run), metrics)
 
 
 def _return_large_blocks() -> None:

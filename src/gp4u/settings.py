@@ -32,6 +32,7 @@ from pydantic_settings import (
 
 from gp4u.errors import BadInput, SettingsError
 from gp4u.model import DEFAULT_WEIGHTS
+from gp4u.node_settings import NodeGroup
 from gp4u.provider_settings import (
     SEED_PROVIDERS,
     ProviderDefaults,
@@ -264,6 +265,7 @@ class Settings(BaseSettings):
     demand: DemandGroup = DemandGroup()
     api: ApiGroup = ApiGroup()
     budget: BudgetGroup = BudgetGroup()
+    node: NodeGroup = NodeGroup()
     weights: Annotated[Mapping[str, float] | None, AfterValidator(_weights)] = None
     """Criterion to weight, all five, summing to 1; None: the model's default weights."""
 
@@ -357,6 +359,16 @@ class Settings(BaseSettings):
     installation_secret: Annotated[
         Token, Variable("GP4U_INSTALLATION_SECRET", "", "signs our keys; none: made on first use")
     ] = None
+    known_hosts: Annotated[
+        Path,
+        Variable(
+            "GP4U_KNOWN_HOSTS",
+            "path",
+            "keeps the SSH host keys of rented machines, each believed once",
+            allowed="path of a file",
+            default="$XDG_DATA_HOME/gp4u/known_hosts.json",
+        ),
+    ]
     config: Annotated[
         Path | None,
         Variable("GP4U_CONFIG", "path", "YAML file of preferences", allowed="path of a YAML file"),
@@ -472,7 +484,8 @@ def load_settings(
     scheme, _, file = str(reader.raw.get("GP4U_DATABASE_URL", "")).partition("sqlite:///")
     if not scheme and file not in ("", ":memory:"):
         anchored["database_url"] = f"sqlite:///{cwd / file}"
-    prefixes = [f"{each.env}_" for each in SEED_PROVIDERS] + ["PROVIDER_", "VAST_", "GP4U_"]
+    prefixes = [f"{each.env}_" for each in SEED_PROVIDERS]
+    prefixes += ["PROVIDER_", "VAST_", "GP4U_", "VKUBELET_"]
     theirs = [f"{each.env}_" for each in providers if each not in SEED_PROVIDERS]
     mentioned = {
         entry.paths[0][1]: {"mentioned": True}
@@ -507,6 +520,7 @@ def _defaults(
     return {
         "providers": {each.slug: default_values(each) for each in providers},
         "database_url": f"sqlite:///{data / 'gp4u' / 'ledger.db'}",
+        "known_hosts": data / "gp4u" / "known_hosts.json",
     }
 
 

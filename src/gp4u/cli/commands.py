@@ -15,7 +15,6 @@ import typer
 
 from gp4u.__main__ import COMMANDS
 from gp4u.cli import parse
-from gp4u.cli.failures import Code, Leave
 from gp4u.cli.flags import (
     HELP_NAMES,
     Command,
@@ -30,8 +29,10 @@ from gp4u.cli.flags import (
     takes_demand,
     whole,
 )
+from gp4u.cli.node import node, relay
 from gp4u.cli.run import (
     Counter,
+    confirmed,
     guarded,
     log_now,
     read_settings,
@@ -64,6 +65,7 @@ sim = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, context_settings=HELP_NAMES, help=_HELP["sim"]
 )
 app.add_typer(render, name="render", help=_HELP["render"])
+app.add_typer(node, name="node", help=_HELP["node"])
 app.add_typer(sim, name="sim")
 
 Disk = Annotated[
@@ -411,7 +413,7 @@ def release(
             everything=everything,
             wait=not no_wait,
             forget=forget,
-            confirm=lambda question: _confirm(screen, question, yes),
+            confirm=lambda question: confirmed(screen, question, yes),
         )
 
     run_with_desk(settings, work, screen)
@@ -446,7 +448,7 @@ def sweep(
             screen,
             grace_s=settings.orphan_grace_s if grace is None else grace,
             dry_run=dry_run,
-            confirm=lambda question: _confirm(screen, question, yes),
+            confirm=lambda question: confirmed(screen, question, yes),
         )
 
     run_with_desk(settings, work, screen)
@@ -493,6 +495,9 @@ def serve(
     run(work(), screen, settings.secrets())
 
 
+app.command("relay", cls=Command, help=_HELP["relay"])(shows_lines(relay))
+
+
 @app.command(cls=Command, help=_HELP["config"])
 @shows
 def config(*, screen: Screen) -> None:
@@ -532,6 +537,14 @@ def sim_serve(
             autocompletion=complete_from("dispersed", "legacy"),
         ),
     ] = None,
+    public_ip: Annotated[
+        str | None,
+        typer.Option(
+            "--public-ip",
+            help="Address of this machine where rented ports are.  [default: 127.0.0.1]",
+            metavar="IP",
+        ),
+    ] = None,
     faults: Annotated[
         Path | None,
         typer.Option("--faults", help="Script of troubles, in JSON.", metavar="FILE"),
@@ -553,24 +566,9 @@ def sim_serve(
         offers=offers_,
         runtime=runtime,
         flavor=flavor,
+        public_ip=public_ip,
         faults=faults,
         meter=meter,
         ready=lambda line: screen.text(f"{line}\n"),
     )
     run(job, screen)
-
-
-def _confirm(screen: Screen, question: str, yes: bool) -> None:
-    """Ask, unless `--yes` was given.
-
-    Raises:
-        Leave: the answer was no, or nobody is there to ask.
-    """
-    if yes:
-        return
-    screen.rest()
-    if not sys.stdin.isatty():
-        screen.fail(f"{question} Nobody is at the terminal to say so: add --yes")
-        raise Leave(Code.USAGE)
-    if not typer.confirm(question, err=True):
-        raise Leave(Code.FAILED)

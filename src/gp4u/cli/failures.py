@@ -19,6 +19,8 @@ from gp4u.errors import (
     CircuitBreakerOpen,
     Denied,
     Gp4uError,
+    KubeDenied,
+    KubeUnavailable,
     LedgerLocked,
     LedgerUnusable,
     MarketClosed,
@@ -72,7 +74,7 @@ def code_of(error: Gp4uError) -> Code:
             return Code.USAGE
         case NothingFits():
             return Code.NOTHING_FITS
-        case Denied() | MarketClosed() | ServerDenied():
+        case Denied() | MarketClosed() | ServerDenied() | KubeDenied():
             return Code.NOT_ALLOWED
         case BudgetRefused():
             return Code.BUDGET
@@ -86,7 +88,7 @@ def code_of(error: Gp4uError) -> Code:
             return Code.UNKNOWN
         case Unavailable() | Throttled() | CircuitBreakerOpen() | RateLimitExceeded():
             return Code.UNAVAILABLE
-        case ServerUnavailable():
+        case ServerUnavailable() | KubeUnavailable():
             return Code.UNAVAILABLE
         case _:
             return Code.FAILED
@@ -142,6 +144,11 @@ def hints_of(error: Gp4uError) -> Sequence[tuple[str, str]]:
             return (
                 ("GP4U_API_TOKEN", "is what the server is shown"),
                 ("GP4U_API_TOKENS", "on the server says which tokens may do what"),
+            )
+        case KubeDenied():
+            return (
+                ("--kubeconfig, --context", "say which cluster, and as whom"),
+                (f"kubectl auth can-i {error.verb}", "asks for the right; the chart grants it"),
             )
         case LedgerLocked():
             return (("GP4U_DATABASE_URL", "names another ledger; or stop that process"),)
@@ -239,6 +246,8 @@ def _asked_for(demand: Demand) -> str:
     models = " or ".join(asked.gpu_models) or "any GPU"
     kind = "interruptible" if asked.interruptible else "on demand"
     hosts = "on a verified host" if asked.verified_only else "on any host"
+    if asked.datacenter_only:
+        hosts += " in a datacenter"
     return f"{asked.gpu_count}x {models} {kind} {hosts}"
 
 

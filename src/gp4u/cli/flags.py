@@ -158,6 +158,7 @@ class DemandFlags(Struct, frozen=True, kw_only=True):
     location: list[str] | None = None
     interruptible: bool = False
     unverified: bool = False
+    datacenter: bool = False
     weight: list[str] | None = None
 
 
@@ -247,6 +248,11 @@ _DEMAND: Final[Sequence[tuple[str, Any, object]]] = (
         Annotated[
             bool, _what("--unverified", text="Take hosts too that the market has not verified.")
         ],
+        False,
+    ),
+    (
+        "datacenter",
+        Annotated[bool, _what("--datacenter", text="Take only hosts that stand in a datacenter.")],
         False,
     ),
     (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -64,7 +63,9 @@ def demand(
         gpu=_words("--gpu", flags.gpu) or UNSET,
         gpus=flags.gpus,
         min_vram_gib=_or_unset(flags.min_vram),
-        max_price_usd_per_hour=UNSET if flags.max_price is None else _price(flags.max_price),
+        max_price_usd_per_hour=UNSET
+        if flags.max_price is None
+        else asking.dollars("--max-price", flags.max_price),
         min_reliability=_or_unset(flags.min_reliability),
         min_download_mbps=_or_unset(flags.min_download),
         min_cpus=flags.cpus,
@@ -75,6 +76,7 @@ def demand(
         providers=markets if here else (),
         interruptible=flags.interruptible,
         verified_only=not flags.unverified,
+        datacenter_only=flags.datacenter,
         weights=dict(_weight(word) for word in _words("--weight", flags.weight)) or UNSET,
     )
     found = asking.demand(asked, settings, _FLAGS)
@@ -139,16 +141,6 @@ def _or_unset(value: float | None) -> float | UnsetType:
     return UNSET if value is None else value
 
 
-def _price(text: str) -> Decimal:
-    try:
-        price = Decimal(text.removeprefix("$"))
-    except InvalidOperation:
-        raise BadInput("--max-price", text, "must be dollars per hour, such as 0.50") from None
-    if not price.is_finite():
-        raise BadInput("--max-price", text, f"must be above 0 and at most {asking.MAX_PRICE} $/h")
-    return price
-
-
 def _port(text: str) -> Port:
     number, _, protocol = text.partition("/")
     if not _PORT.fullmatch(number) or not 1 <= int(number) <= asking.MAX_PORT:
@@ -182,11 +174,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _weight(word: str) -> tuple[str, float]:
-    name, _, text = word.partition("=")
-    try:
-        value = float(text)
-    except ValueError:
-        raise BadInput("--weight", word, "must be criterion=number") from None
+    name, value = asking.weight("--weight", word)
     if not 0 <= value <= 1:
         raise BadInput("--weight", word, "must be from 0 to 1")
     return name, value

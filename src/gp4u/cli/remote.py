@@ -274,6 +274,7 @@ def demand_body(demand: Demand) -> dict[str, Any]:
         "providers": asked.providers,
         "interruptible": asked.interruptible,
         "verified_only": asked.verified_only,
+        "datacenter_only": asked.datacenter_only,
         "weights": demand.preferences.weights,
     }
 

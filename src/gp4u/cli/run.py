@@ -18,6 +18,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+import typer
 from msgspec import Struct
 
 from gp4u.cli.failures import Code, Leave, code_of, explain
@@ -220,3 +221,19 @@ def _only(error: BaseException) -> Gp4uError | None:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error if isinstance(error, Gp4uError) else None
+
+
+def confirmed(screen: Screen, question: str, yes: bool) -> None:
+    """Ask, unless `--yes` was given.
+
+    Raises:
+        Leave: the answer was no, or nobody is there to ask.
+    """
+    if yes:
+        return
+    screen.rest()
+    if not sys.stdin.isatty():
+        screen.fail(f"{question} Nobody is at the terminal to say so: add --yes")
+        raise Leave(Code.USAGE)
+    if not typer.confirm(question, err=True):
+        raise Leave(Code.FAILED)

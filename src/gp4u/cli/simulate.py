@@ -9,7 +9,16 @@ from pathlib import Path
 from gp4u.cli import parse
 from gp4u.errors import BadInput
 from gp4u.sim.faults import Faults
-from gp4u.sim.serve import FLAVORED, PROVIDERS, RENDER_FLAVORS, RUNTIMES, NoEngineError, serve
+from gp4u.sim.launch import LOOPBACK
+from gp4u.sim.serve import (
+    FLAVORED,
+    PROVIDERS,
+    RENDER_FLAVORS,
+    RUNTIMES,
+    NoEngineError,
+    NoSuchAddressError,
+    serve,
+)
 
 MAX_OFFERS = 1_000_000
 
@@ -22,6 +31,7 @@ async def run_simulator(
     offers: int,
     runtime: str,
     flavor: str | None,
+    public_ip: str | None,
     faults: Path | None,
     meter: Path | None,
     ready: Callable[[str], None],
@@ -60,10 +70,13 @@ async def run_simulator(
             offers=offers,
             runtime_name=runtime,
             flavor=flavor,
+            public_ip=public_ip or LOOPBACK,
             faults=scripted,
             ready=lambda line: ready(json.dumps(line)),
             meter=bills.write if bills is not None else lambda _: None,
         )
+    except NoSuchAddressError as error:
+        raise BadInput("--public-ip", public_ip, str(error)) from error
     except NoEngineError as error:
         raise BadInput("--runtime", runtime, str(error)) from error
     except OSError as error:

@@ -256,6 +256,7 @@ FLAG_OF: Final[Mapping[str, str]] = {
     "provider": "--provider {}",
     "kind": "--interruptible",
     "verified": "--unverified",
+    "datacenter": "--datacenter",
     "gpu_type": "--gpu {}",
     "gpu_count": "--gpus {}",
     "vram": "--min-vram {}",
@@ -282,8 +283,9 @@ def show_relaxations(screen: Screen, decision: DecisionShape, demand: Demand) ->
     for one in found:
         flag = FLAG_OF.get(one.filter, "")
         nearest = clean(one.nearest or "", 60).replace(", ", ",").replace(" ", "")
-        if one.filter == "kind" and demand.requirements.interruptible:
-            flag = "without --interruptible"
+        wanted = demand.requirements
+        if one.filter == "datacenter" or (one.filter == "kind" and wanted.interruptible):
+            flag = f"without {flag}"
         rows.append(
             [
                 f"{one.filter} {clean(one.bound, 60)}",
