@@ -1,5 +1,5 @@
-# GP4U as an image: the API on port 8000, and one writable place, /data. docs/howto/deploy.md says
-# how it is run. BASE needs a Python that GP4U supports, pip, and libstdc++ for numpy. It is both
+# GP4U as an image: `serve`, the API on port 8000, or `node run`, the kubelet API on 10250, and one
+# writable place, /data. docs/howto/deploy.md and docs/howto/kubernetes.md say how it is run. BASE needs a Python that GP4U supports, pip, and libstdc++ for numpy. It is both
 # where the wheel is built and what the image stands on, so that compiled packages fit.
 ARG BASE=docker.io/library/python:3.13-slim-bookworm
 
@@ -23,7 +23,8 @@ RUN python3 -m venv --without-pip /tools \
 
 COPY pyproject.toml uv.lock README.md LICENSE ./
 RUN /tools/bin/uv export --quiet --frozen --offline --no-dev --no-emit-project --no-header \
-       --extra postgres --extra redis --extra telemetry --output-file requirements.txt \
+       --extra kubernetes --extra postgres --extra redis --extra ssh --extra telemetry \
+       --output-file requirements.txt \
     && python3 -m venv --without-pip /opt/gp4u \
     && python3 -m pip --python /opt/gp4u/bin/python install --quiet --require-hashes \
        --only-binary :all: --requirement requirements.txt
@@ -54,7 +55,7 @@ ENV PATH=/opt/gp4u/bin:/usr/local/bin:/usr/bin:/bin \
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-EXPOSE 8000
+EXPOSE 8000 10250
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 CMD ["/opt/gp4u/bin/python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['GP4U_PORT'] + '/readyz', timeout=4)"]
 ENTRYPOINT ["/opt/gp4u/bin/gp4u"]
