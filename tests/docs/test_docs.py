@@ -57,6 +57,7 @@ SPEAKS_THE_MARKETS_LANGUAGE = (
     "sim/",
     "kube/",
     "kubelet/",
+    "nodes.py",
 )
 
 MEANS_SOMETHING_ELSE = {("gpus.py", "catalog")}
@@ -110,6 +111,7 @@ def test_every_variable_is_documented_and_every_documented_one_exists(page: str)
     known = {entry.variable for entry in variables()}
     every_name = {name for entry in variables() for name in entry.names}
     prefixes = (*(f"{each.env}_" for each in SEED_PROVIDERS), "PROVIDER_", "VAST_", "GP4U_")
+    prefixes = (*prefixes, "VKUBELET_")
     found = names_in(text, prefixes)
     assert known <= found
     assert found <= every_name

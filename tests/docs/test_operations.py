@@ -166,7 +166,15 @@ def test_the_rows_of_the_dashboard_are_the_topics() -> None:
     """Somebody with a question goes by the headings."""
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     assert rows == [
-        *("Providers", "Breakers and limits", "Book", "Rentals and money", "API", "Process"),
+        *(
+            "Providers",
+            "Breakers and limits",
+            "Book",
+            "Rentals and money",
+            "API",
+            "Node",
+            "Process",
+        ),
     ]
 
 
