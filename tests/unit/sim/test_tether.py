@@ -22,8 +22,8 @@ def alive(pid: int) -> bool:
     """Tell whether a process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # gone before it was opened, or between opening and reading
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
