@@ -136,7 +136,7 @@ async def _change(crowd: Crowd, client: KubeClient) -> Line:
 
 def _patches(crowd: Crowd, count: int) -> list[dict[str, Any]]:
     """Return the statuses that the node wrote of a pod that had about so many, as patches."""
-    from gp4u.kubelet.status import status_patch
+    from gp4u.kubelet.status.status import status_patch
 
     uid = min(crowd.statuses, key=lambda each: abs(len(crowd.statuses[each]) - 1 - count))
     seen = crowd.statuses[uid]

@@ -32,22 +32,22 @@ from gp4u.kube.client import KubeClient, open_client
 from gp4u.kube.events import EventRecorder
 from gp4u.kube.leases import LeaderLease
 from gp4u.kube.watch import Informer
-from gp4u.kubelet.controller import Controller
-from gp4u.kubelet.decommission import decommission
 from gp4u.kubelet.held import Held, Pods
 from gp4u.kubelet.live import ConfigMapName, Document, LivePolicies, Read
-from gp4u.kubelet.log_store import LogStore
-from gp4u.kubelet.node import NodeKeeper
-from gp4u.kubelet.outlook import MarketOutlook
+from gp4u.kubelet.logs.store import LogStore
+from gp4u.kubelet.node.decommission import decommission
+from gp4u.kubelet.node.node import NodeKeeper
+from gp4u.kubelet.node.outlook import MarketOutlook
+from gp4u.kubelet.pods.controller import Controller
 from gp4u.kubelet.policy import NodePolicy, OnLoss, Taint, Tier
-from gp4u.kubelet.publish import Publisher
-from gp4u.kubelet.relays import Relays
 from gp4u.kubelet.server.auth import Open, Reviewer
 from gp4u.kubelet.server.certificates import Certificates
 from gp4u.kubelet.server.health import tell_health
 from gp4u.kubelet.server.server import KubeletServer
 from gp4u.kubelet.server.trust import ClientTrust
-from gp4u.kubelet.status_writer import StatusWriter
+from gp4u.kubelet.services.publish import Publisher
+from gp4u.kubelet.services.relays import Relays
+from gp4u.kubelet.status.writer import StatusWriter
 from gp4u.metrics import Metrics
 from gp4u.model import Demand
 from gp4u.providers.contract import Provider
@@ -545,7 +545,7 @@ async def decommission_nodes(
     timeout_s: float,
     told: Callable[[str], None],
 ) -> None:
-    """Take nodes out of their cluster: see `kubelet/decommission.py`. Their process goes on.
+    """Take nodes out of their cluster: see `kubelet/node/decommission.py`. Their process goes on.
 
     Raises:
         BadInput: a node is not ours. KubeError: the API server refused a step.

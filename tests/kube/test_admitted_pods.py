@@ -14,8 +14,8 @@ from gp4u.kube import paths
 from gp4u.kube.access import find_access
 from gp4u.kube.client import open_client
 from gp4u.kubelet.policy import NodePolicy
-from gp4u.kubelet.references import API_ACCESS_PATH, Objects, Unresolved
-from gp4u.kubelet.workload import Prepared, prepare
+from gp4u.kubelet.spec.references import API_ACCESS_PATH, Objects, Unresolved
+from gp4u.kubelet.spec.workload import Prepared, prepare
 from gp4u.model import Port
 from gp4u.providers.contract import Ability
 from tests.kube.controlplane import ControlPlane

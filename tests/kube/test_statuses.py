@@ -16,10 +16,10 @@ from gp4u.kube.access import find_access
 from gp4u.kube.client import KubeClient, open_client
 from gp4u.kube.events import EventRecorder
 from gp4u.kubelet.held import ContainerState, Ended, Run
-from gp4u.kubelet.publish import Exposure, Publisher
-from gp4u.kubelet.slices import SERVICE_NAME
-from gp4u.kubelet.status import PodState, status_of, status_patch
-from gp4u.kubelet.status_writer import StatusWriter
+from gp4u.kubelet.services.publish import Exposure, Publisher
+from gp4u.kubelet.services.slices import SERVICE_NAME
+from gp4u.kubelet.status.status import PodState, status_of, status_patch
+from gp4u.kubelet.status.writer import StatusWriter
 from gp4u.model import Endpoint
 from tests.kube.controlplane import ControlPlane
 from tests.kube.programs import NEWEST, OLDEST

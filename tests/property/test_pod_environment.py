@@ -9,14 +9,14 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gp4u.kubelet.admission import Refusal, notices_of, refusal_of
-from gp4u.kubelet.annotations import wish_of
-from gp4u.kubelet.environment import Addresses, expand
-from gp4u.kubelet.references import Found
-from gp4u.kubelet.workload import Prepared, prepared
+from gp4u.kubelet.spec.admission import Refusal, notices_of, refusal_of
+from gp4u.kubelet.spec.annotations import wish_of
+from gp4u.kubelet.spec.environment import Addresses, expand
+from gp4u.kubelet.spec.references import Found
+from gp4u.kubelet.spec.workload import Prepared, prepared
 from gp4u.model import Workload
 from gp4u.providers.bootstrap import script
-from tests.unit.kubelet.pods import MARKETS, POLICY, config_map, container, found, pod, secret
+from tests.unit.kubelet.objects import MARKETS, POLICY, config_map, container, found, pod, secret
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 """Any text that JSON can carry."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from gp4u.kubelet.held import ContainerState, Ended, Run
-from gp4u.kubelet.status import PodState, resettled, status_of, status_patch
+from gp4u.kubelet.status.status import PodState, resettled, status_of, status_patch
 from tests.kube_merge import strategic
 from tests.virtual_loop import EPOCH
 

@@ -1,8 +1,9 @@
 """The flags of `gp4u node` and `gp4u relay`.
 
 They stand apart from `commands.py` because they are about a cluster: what they need of one comes
-from a kubeconfig or from the pod they run in. What they do is in `nodes.py` and
-`kubelet/relay.py`; like the other files of flags this one imports next to nothing before it must.
+from a kubeconfig or from the pod they run in. What they do is in `nodes.py` and in
+`kubelet/services/relay.py`; like the other files of flags this one imports next to nothing before
+it must.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def relay(
     log_now(settings)
 
     async def work() -> None:
-        from gp4u.kubelet.relay import run_relay  # only here
+        from gp4u.kubelet.services.relay import run_relay  # only here
 
         await run_relay(
             routes,

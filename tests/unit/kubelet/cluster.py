@@ -24,11 +24,11 @@ from gp4u.kube import paths
 from gp4u.kube.client import open_client
 from gp4u.kube.events import EventRecorder
 from gp4u.kube.watch import Informer
-from gp4u.kubelet.controller import Controller
-from gp4u.kubelet.log_store import LogStore
+from gp4u.kubelet.logs.store import LogStore
+from gp4u.kubelet.pods.controller import Controller
 from gp4u.kubelet.policy import NodePolicy
-from gp4u.kubelet.publish import Publisher
-from gp4u.kubelet.status_writer import StatusWriter
+from gp4u.kubelet.services.publish import Publisher
+from gp4u.kubelet.status.writer import StatusWriter
 from gp4u.model import Demand, Requirements
 from gp4u.rentals.rental import Rental
 from gp4u.sim.contracts import Contract

@@ -1,7 +1,7 @@
 """`/containerLogs`: what is asked for, whether there is such a log, and the log itself.
 
 The parameters and the words of each refusal are a kubelet's, because kubectl shows them to people.
-What was printed is in `log_store.py`. A market does not tell which of its lines went to which
+What was printed is in `logs/store.py`. A market does not tell which of its lines went to which
 stream, so all of it is standard output.
 
 Source: kubernetes pkg/kubelet/server/server.go (getContainerLogs), pkg/kubelet/kubelet_pods.go
@@ -21,8 +21,8 @@ from msgspec import Struct
 
 from gp4u.clock import Clock
 from gp4u.kubelet.held import ContainerState, Held, Run
-from gp4u.kubelet.log_run import PIECE_BYTES, RunLog, Stamper
-from gp4u.kubelet.log_store import FIRST_LINES, Find, LogStore
+from gp4u.kubelet.logs.run import PIECE_BYTES, RunLog, Stamper
+from gp4u.kubelet.logs.store import FIRST_LINES, Find, LogStore
 from gp4u.kubelet.server.http import Reply, told
 from gp4u.kubelet.server.ways_in import waits
 

@@ -3,7 +3,7 @@
 Each request is read once (`routes.py`), its caller found and reviewed (`auth.py`), and answered
 from what the node holds at this moment. Nobody gets past the review: neither a scrape nor a request
 to take the connection over. How streams are spoken is in `streams/`, how a log is made in
-`log_store.py`.
+`logs/store.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import structlog
 from gp4u.clock import Clock
 from gp4u.errors import Gp4uError, KubeError
 from gp4u.kubelet.held import ContainerState, Held, Pods, Run
-from gp4u.kubelet.log_store import LogStore
+from gp4u.kubelet.logs.store import LogStore
 from gp4u.kubelet.policy import NodePolicy
 from gp4u.kubelet.server import routes
 from gp4u.kubelet.server.auth import Caller, Gate, Open, allowed

@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 from gp4u.clock import SystemClock
 from gp4u.errors import Unavailable
 from gp4u.kubelet.held import Ended, Run
-from gp4u.kubelet.log_store import LogStore
+from gp4u.kubelet.logs.store import LogStore
 from gp4u.kubelet.policy import NodePolicy
 from gp4u.kubelet.server.auth import Reviewer
 from gp4u.kubelet.server.certificates import Certificates

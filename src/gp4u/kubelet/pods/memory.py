@@ -1,0 +1,254 @@
+"""What a worker knows of its pod beside the pod itself: frozen values, replaced step by step.
+
+A slot is the place of one machine: an ordinary pod has one, a pod that is split has one for each
+container. Nothing here outlives the process, and nothing has to: what must not be forgotten is in
+the ledger (what is rented) and in the pod's status (when it was acknowledged, how often it was
+restarted), and `recalled` reads it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gp4u.kubelet.held import Ended, PodObject
+from gp4u.kubelet.logs.store import Ending as Marker
+from gp4u.kubelet.spec.annotations import Wish
+from gp4u.kubelet.spec.workload import Machine
+from gp4u.model import Demand, RentalKey, Workload
+from gp4u.rentals.rental import Rental
+
+TERMINAL: Final = frozenset({"Succeeded", "Failed"})
+UNKNOWN_EXIT: Final = 137
+"""What is reported of a run whose end nobody saw."""
+
+
+class Why(Struct, frozen=True):
+    """Why a container does not run: the reason and message of its `waiting` state."""
+
+    reason: str
+    message: str = ""
+
+
+CREATING: Final = Why("ContainerCreating")
+
+
+class Begun(Struct, frozen=True, kw_only=True):
+    """A run that goes on."""
+
+    container_id: str
+    started_at: datetime
+    number: int = 0
+    """As the machine counts its runs, from 1; 0: it has not told."""
+
+
+class Slot(Struct, frozen=True, kw_only=True):
+    """One machine of a pod, whether it is there or only wanted."""
+
+    suffix: str = ""
+    """What follows the pod in the rental's owner."""
+    containers: tuple[str, ...]
+    workload: Workload
+    demand: Demand
+    rental: Rental | None = None
+    """The newest one, in any state."""
+    renting: bool = False
+    """Whether a rent is under way, or waits for its turn."""
+    settled: RentalKey | None = None
+    """The rental whose end has been dealt with."""
+    replace: bool = False
+    """Whether the machine that is there shall make room for another one."""
+    why: Why = CREATING
+    rent_at_s: float = 0.0
+    """Loop time before which nothing is rented."""
+    misses: int = 0
+    """Rents and machines in a row that came to nothing."""
+    avoid: tuple[tuple[str, str, float], ...] = ()
+    """Machines that did not serve: provider, machine, loop time up to which they are avoided."""
+    begun: Begun | None = None
+    done: Ended | None = None
+    """How the last run ended, where no other one follows."""
+    last: Ended | None = None
+    """How the run before ended."""
+    ran_on: RentalKey | None = None
+    """The rental of the newest run."""
+    had_run: bool = False
+    restarts: int = 0
+    crashes: int = 0
+    """Runs in a row that ended soon."""
+    again_at_s: float | None = None
+    """When the workload is to be started again in its machine."""
+    restarted_at: datetime | None = None
+    """When it last was: what a listing says of the time before is no news."""
+    stale: Marker | None = None
+    """What the log said last before that."""
+    inside: int = 0
+    """The run that ended, as the machine counts, where the machine itself begins the next one."""
+    looked_s: float = 0.0
+    """When its log was last read for the end of a run, and how often since it began."""
+    looks: int = 0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether there is a rental that its owner wants."""
+        return self.rental is not None and self.rental.is_live
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """How the whole pod ended, where its containers alone do not tell."""
+
+    phase: str
+    reason: str
+    message: str
+    disruption: tuple[str, str] | None = None
+    """Reason and message of the condition `DisruptionTarget`."""
+    exit_reason: str = "ContainerStatusUnknown"
+    """Of containers that were running then."""
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """All that a worker knows of its pod; see the module's docstring."""
+
+    acknowledged_at: datetime | None = None
+    acknowledged: bool = False
+    """Whether this process has told so, and looked for what must be known before anything else."""
+    wish: Wish | None = None
+    slots: tuple[Slot, ...] = ()
+    images: tuple[str, ...] = ()
+    """Of the containers that the machines were prepared for."""
+    resources: tuple[Any, ...] = ()
+    stale: bool = False
+    """Whether the pod has changed so that its machines must be prepared anew."""
+    provisional: bool = False
+    """Whether it was prepared for machines that are there, and not for renting others."""
+    ignored: tuple[str, ...] = ()
+    """Changes of the pod that were told to be ignored."""
+    hold: Why | None = None
+    """Why the pod as a whole waits."""
+    again_s: float = 0.0
+    tries: int = 0
+    outcome: Outcome | None = None
+    concluded: bool = False
+    """Whether everything that follows from its end was begun."""
+    daemon: bool = False
+    """Whether it belongs to what runs on every node, and so not here."""
+
+    def slot(self, suffix: str) -> Slot | None:
+        """Return the slot with this suffix."""
+        return next((slot for slot in self.slots if slot.suffix == suffix), None)
+
+    def with_slot(self, slot: Slot) -> Memory:
+        """Return the same with one slot replaced."""
+        return replace(
+            self, slots=tuple(slot if s.suffix == slot.suffix else s for s in self.slots)
+        )
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it is known what to rent."""
+        return bool(self.slots)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no container will run again."""
+        if self.outcome is not None:
+            return True
+        return bool(self.slots) and all(slot.done is not None for slot in self.slots)
+
+
+def acknowledged_at(pod: PodObject) -> datetime | None:
+    """Return the pod's `startTime`, if it has one."""
+    return stamp(pod.get("status", {}).get("startTime"))
+
+
+def is_terminal(pod: PodObject) -> bool:
+    """Whether the pod's phase is one that it never leaves."""
+    return pod.get("status", {}).get("phase") in TERMINAL
+
+
+def has_begun(pod: PodObject) -> bool:
+    """Whether the API server knows of a container of it that ran."""
+    return any(
+        "running" in entry.get("state", {})
+        or "terminated" in entry.get("state", {})
+        or entry.get("lastState")
+        for entry in pod.get("status", {}).get("containerStatuses", ())
+    )
+
+
+def images_of(pod: PodObject) -> tuple[str, ...]:
+    """Return what its containers run."""
+    return tuple(each.get("image", "") for each in pod["spec"]["containers"])
+
+
+def resources_of(pod: PodObject) -> tuple[Any, ...]:
+    """Return what its containers ask for."""
+    return tuple(each.get("resources") for each in pod["spec"]["containers"])
+
+
+def recalled(pod: PodObject, machine: Machine, rental: Rental | None) -> Slot:
+    """Return the slot of a machine as far as pod and ledger know it."""
+    entries = {entry["name"]: entry for entry in pod.get("status", {}).get("containerStatuses", ())}
+    entry: Mapping[str, Any] = entries.get(machine.containers[0], {})
+    state = entry.get("state", {})
+    running, ended = state.get("running"), state.get("terminated")
+    last = ended or entry.get("lastState", {}).get("terminated")
+    begun = None
+    if running and rental is not None and rental.is_live:
+        container_id = entry.get("containerID", "")
+        if _instance_of(container_id) == rental.instance_id:
+            started_at = stamp(running.get("startedAt")) or rental.running_at
+            if started_at is not None:
+                begun = Begun(container_id=container_id, started_at=started_at)
+    return Slot(
+        suffix=machine.owner_suffix,
+        containers=machine.containers,
+        workload=machine.workload,
+        demand=machine.demand,
+        rental=rental,
+        begun=begun,
+        ran_on=rental.key if begun is not None and rental is not None else None,
+        last=_ended(last) if last else None,
+        had_run=bool(running or last),
+        restarts=entry.get("restartCount", 0),
+    )
+
+
+def prepared_again(slots: Sequence[Slot], machine: Machine) -> Slot | None:
+    """Return the slot that a machine had, with what it is now prepared for."""
+    for slot in slots:
+        if slot.suffix == machine.owner_suffix:
+            return replace(
+                slot,
+                containers=machine.containers,
+                workload=machine.workload,
+                demand=machine.demand,
+            )
+    return None
+
+
+def stamp(text: str | None) -> datetime | None:
+    """Read a time of the Kubernetes API; None where there is none."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def _instance_of(container_id: str) -> str | None:
+    """Return the instance in `gp4u://<instance>/<run>`."""
+    _, _, rest = container_id.partition("://")
+    instance, _, _ = rest.rpartition("/")
+    return instance or None
+
+
+def _ended(state: Mapping[str, Any]) -> Ended:
+    return Ended(
+        exit_code=state.get("exitCode", UNKNOWN_EXIT),
+        reason=state.get("reason", "Error"),
+        message=state.get("message", ""),
+        started_at=stamp(state.get("startedAt")),
+        finished_at=stamp(state.get("finishedAt")),
+        container_id=state.get("containerID", ""),
+    )
