@@ -9,7 +9,6 @@ reports that quote `status_msg`, checked 2026-11.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from enum import StrEnum
@@ -94,7 +93,7 @@ class Door(Protocol):
 
 
 class Contract:
-    """One instance: the renter's order, what became of it, and what it has cost."""
+    """One instance: the renter's order, its price, and what became of it."""
 
     def __init__(
         self,
@@ -119,6 +118,7 @@ class Contract:
         self.bid = order.bid_usd_per_hour
         self.gpu_usd_per_hour = self.bid or machine.usd_per_gpu_hour * len(gpus)
         self.disk_usd_per_hour = machine.storage_usd_per_hour(order.disk_gb)
+        """Both prices are changed by `World.reprice`, so that the meter knows from when."""
         self.actual: str | None = None
         self.intended = self.cur = self.next = "running"
         self.status_msg: str | None = None
@@ -135,9 +135,7 @@ class Contract:
         self.door: Door | None = None
         """What the market listens with on the machine, while the instance is up."""
         self.plan: list[Step] = []
-        self.accrued_to = at
-        self.charges: defaultdict[tuple[int, str], Decimal] = defaultdict(Decimal)
-        """(UTC day number, `gpu` | `disk` | `bwd` | `bwu`) -> dollars so far."""
+        """What will happen by itself; `World.schedule` adds to it."""
 
     @property
     def alive(self) -> bool:
@@ -148,6 +146,29 @@ class Contract:
     def queued(self) -> bool:
         """Whether it is stopped and waits for its GPUs to start again."""
         return self.cur == "stopped" and self.next == "running"
+
+    @property
+    def rates(self) -> dict[str, Decimal]:
+        """Dollars per hour that run now. Out of contact costs nothing; stopped costs the disk."""
+        if not self.alive or self.offline:
+            return {}
+        rates = {"disk": self.disk_usd_per_hour}
+        if self.up:
+            rates["gpu"] = self.gpu_usd_per_hour
+        return rates
+
+    def mark_stopped(self) -> None:
+        """Note that it is stopped and shall be; its GPUs are free for others."""
+        self.intended = self.cur = self.next = "stopped"
+        self.holds_gpus = False
+
+    def drop_boot_steps(self) -> None:
+        """Take from the plan what only comes of running."""
+        self.plan = [step for step in self.plan if step.kind in ("listing_end", "online")]
+
+    def forget(self, kind: str) -> None:
+        """Take every step of a kind from the plan."""
+        self.plan = [step for step in self.plan if step.kind != kind]
 
 
 def boot_plan(

@@ -202,7 +202,7 @@ class Slice(msgspec.Struct, frozen=True):
     """Positions of its GPUs in the machine."""
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class Machine(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """One physical machine, with its host's terms. Prices are US dollars, per GPU and hour."""
 
     machine_id: int

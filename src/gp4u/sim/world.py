@@ -7,7 +7,8 @@ for states are those of Vast.ai, the richest dialect.
 
 Time is stepped, not awaited: `advance` carries the world from where it was to what the clock says,
 through every event on the way and in order. A background task may call it, and every request
-does; both together are safe.
+does; both together are safe. A step costs work for what it changes, however many contracts there
+are: what comes next is a heap, what all cost is added up in `meter.py`.
 
 Source of states and billing rules: Vast.ai documentation (instances, billing), checked 2026-11.
 """
@@ -15,8 +16,12 @@ Source of states and billing rules: Vast.ai documentation (instances, billing), 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from fractions import Fraction
+from heapq import heappop, heappush
+from itertools import count
 from random import Random
 
 import msgspec
@@ -35,9 +40,9 @@ from gp4u.sim.contracts import (
 )
 from gp4u.sim.launch import Launch, LaunchFailed, Runtime
 from gp4u.sim.market import Machine, Slice, draw_market
+from gp4u.sim.meter import Meter
 
-_US_PER_HOUR = 3_600_000_000
-_DAY_S = 86_400
+_NEVER = float("inf")
 
 
 class World:
@@ -78,14 +83,26 @@ class World:
         self._began_at, self._epoch_s = clock_s(), epoch_s
         drawn = draw_market(random, offers) if machines is None else machines
         self._machines = {machine.machine_id: machine for machine in drawn}
+        self._on_offer: dict[int, tuple[int, Slice]] = {}
+        for machine in self._machines.values():
+            self._enlist(machine)
         self._retired: set[int] = set()
         self._offline: set[int] = set()
         self._live: dict[int, Contract] = {}
+        self._on: defaultdict[int, list[Contract]] = defaultdict(list)
+        """What is live on a machine, oldest first."""
+        self._queue: dict[int, Contract] = {}
+        """What has waited for its GPUs, and may still."""
         self._next_id = 20_000_000 + random.randrange(1_000_000)
-        self._paid_in, self._spent, self._broke = credit_usd, Decimal(0), credit_usd <= 0
+        self._paid_in, self._broke, self._meter = credit_usd, credit_usd <= 0, Meter()
+        self._carried_to = self._began_at
+        """How far the world has come: whatever happens takes effect from here on, or later."""
         self._lock = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
-        self._later: list[tuple[float, Callable[[], Awaitable[None]]]] = []
+        # Two heaps. What is due at one time happens in the order of the rents, then of the plans.
+        self._serial = count()
+        self._steps: list[tuple[float, int, int, Step]] = []
+        self._later: list[tuple[float, int, Callable[[], Awaitable[None]]]] = []
         self.contracts: list[Contract] = []
         """Every contract ever made, oldest first."""
         self.environment: Callable[[Contract], Mapping[str, str]] = lambda _: {}
@@ -124,8 +141,9 @@ class World:
         Per machine and size one slice whose GPUs are all free, so renting a slice hides those that
         overlap it. Machines held by another customer show their largest slice as not rentable.
         """
+        age_s = self.age_s
         for machine in self._machines.values():
-            if machine.machine_id in self._offline or self.listing_ends_s(machine) <= 0:
+            if machine.machine_id in self._offline or machine.listed_for_s - age_s <= 0:
                 continue
             if machine.taken:
                 yield machine, machine.slices[0], False
@@ -139,13 +157,12 @@ class World:
 
     def find_offer(self, offer_id: int) -> tuple[Machine, Slice, bool] | None:
         """Return an offer by id with whether it can be rented now; None if there never was one."""
-        for machine in self._machines.values():
-            for part in machine.slices:
-                if part.offer_id == offer_id:
-                    free = self._busy(machine.machine_id).isdisjoint(part.gpus)
-                    gone = machine.taken or machine.machine_id in self._offline
-                    return machine, part, free and not gone
-        return None
+        if offer_id not in self._on_offer:
+            return None
+        machine_id, part = self._on_offer[offer_id]
+        machine = self._machines[machine_id]
+        free = self._busy(machine_id).isdisjoint(part.gpus)
+        return machine, part, free and not machine.taken and machine_id not in self._offline
 
     def was_offered(self, offer_id: int) -> bool:
         """Whether the id belonged to an offer that has since been issued anew."""
@@ -153,11 +170,11 @@ class World:
 
     def listing_ends_s(self, machine: Machine) -> float:
         """Return the seconds until the host's listing of the machine ends."""
-        return machine.listed_for_s - (self.now_s - self._began_at)
+        return machine.listed_for_s - self.age_s
 
     def holds(self, machine_id: int) -> bool:
         """Whether the account has a contract on the machine."""
-        return any(c.machine.machine_id == machine_id for c in self._live.values())
+        return bool(self._on.get(machine_id))
 
     def contract(self, contract_id: int) -> Contract | None:
         """Return a contract that still exists."""
@@ -169,12 +186,15 @@ class World:
 
     def meter(self, contract: Contract) -> Decimal:
         """Return the dollars a contract has cost up to now."""
-        owed = sum((usd for _, _, usd in self._owed(contract, self.now_s)), Decimal(0))
-        return sum(contract.charges.values(), Decimal(0)) + owed
+        return self._meter.cost(contract.id, self._us(self.now_s))
+
+    def charges(self, contract: Contract) -> dict[tuple[int, str], Decimal]:
+        """Return (UTC day number, `gpu` | `disk` | `bwd` | ...) -> dollars, in order of time."""
+        return self._meter.charges(contract.id, self._us(self.now_s))
 
     def meter_total(self) -> Decimal:
         """Return the dollars that all contracts ever made have cost up to now."""
-        return sum((self.meter(contract) for contract in self.contracts), Decimal(0))
+        return self._meter.total(self._us(self.now_s))
 
     def charged(self) -> dict[str, object]:
         """Return the meter as plain data: the sum, and each contract ever made, oldest first.
@@ -230,34 +250,37 @@ class World:
         if trouble is Trouble.WRONG_MACHINE:
             others = [m for m in self._machines.values() if m.gpu.name != machine.gpu.name]
             contract.machine = self.random.choice(others or [machine])
-        contract.plan.append(Step(now + max(self.listing_ends_s(machine), 0.0), "listing_end"))
+        self._on[contract.machine.machine_id].append(contract)
+        self._charge_from(contract, now)
+        listing_ends_at = now + max(self.listing_ends_s(machine), 0.0)
+        self.schedule(contract, Step(listing_ends_at, "listing_end"))
         if order.start:
             contract.hides_ports = trouble is Trouble.NO_PORTS
             boot_s = self._boot_time()
-            contract.plan += boot_plan(
+            boot = boot_plan(
                 contract, self.random, at=now, boot_s=boot_s, trouble=trouble, trouble_s=trouble_s
             )
+            self.schedule(contract, *boot)
         else:
-            self._mark_stopped(contract)
-            contract.plan.append(Step(now + self._stop_s, "exited"))
+            contract.mark_stopped()
+            self.schedule(contract, Step(now + self._stop_s, "exited"))
         return contract
 
     async def destroy(self, contract: Contract) -> None:
         """End a contract: what ran is stopped, its disk is gone, nothing costs any more."""
         if not contract.alive:
             return
-        self._accrue(contract, self.now_s)
-        contract.destroyed_at = self.now_s
+        contract.destroyed_at = now = self.now_s
         contract.plan.clear()
         del self._live[contract.id]
-        await self._halt(contract)
+        self._on[contract.machine.machine_id].remove(contract)
+        await self._halt(contract, now)
         if self._fresh_offer_ids:
             self._reissue(contract.machine.machine_id)
         self._resume_queued(self.now_s)
 
     async def stop(self, contract: Contract) -> None:
         """Stop the container; the GPUs are free for others, the disk stays and costs."""
-        self._accrue(contract, self.now_s)
         await self._stop_at(contract, self.now_s)
         self._resume_queued(self.now_s)
 
@@ -267,6 +290,7 @@ class World:
             return True
         contract.intended = contract.next = "running"
         if self._broke or not self._can_resume(contract):
+            self._queue[contract.id] = contract
             return False
         self._resume(contract, self.now_s)
         return True
@@ -279,66 +303,76 @@ class World:
         ended = contract.actual == "exited" and contract.cur != "stopped" and contract.alive
         if not contract.up and not ended:
             return
-        self._accrue(contract, self.now_s)
         ports = contract.ports
-        await self._halt(contract, keep_gpus=True)
+        await self._halt(contract, self.now_s, keep_gpus=True)
         contract.ports = {} if fresh or self.runtime.name != "pretend" else ports
         contract.actual = "recycling" if fresh else "rebooting"
-        self._drop_boot_steps(contract)
+        contract.drop_boot_steps()
         half = self._boot_time() / 2
-        contract.plan += [Step(self.now_s + half / 2, "loading"), Step(self.now_s + half, "start")]
+        at = self.now_s
+        self.schedule(contract, Step(at + half / 2, "loading"), Step(at + half, "start"))
 
     def set_bid(self, contract: Contract, usd_per_hour: Decimal) -> None:
         """Change the price of an interruptible contract from now on."""
-        self._accrue(contract, self.now_s)
         contract.bid = contract.gpu_usd_per_hour = usd_per_hour
+        self._charge_from(contract, self.now_s)
+
+    def reprice(self, contract: Contract, *, gpu: Decimal, disk: Decimal) -> None:
+        """Change what a contract costs per hour, from as far as the world has come.
+
+        That is the moment of the event that is being carried out, though the clock may show more.
+        """
+        contract.gpu_usd_per_hour, contract.disk_usd_per_hour = gpu, disk
+        self._charge_from(contract, self._carried_to)
+
+    def schedule(self, contract: Contract, *steps: Step) -> None:
+        """Add steps to a contract's plan."""
+        contract.plan += steps
+        for step in steps:
+            heappush(self._steps, (step.at, contract.id, next(self._serial), step))
 
     def script(self, contract: Contract, kind: str, *, in_s: float = 0.0, text: str = "") -> None:
         """Plan an event for a contract: `outbid`, `offline`, `online`, `exited`, `flicker`, ..."""
-        contract.plan.append(Step(self.now_s + in_s, kind, text))
+        self.schedule(contract, Step(self.now_s + in_s, kind, text))
 
     def transfer(
         self, contract: Contract, *, down_gb: Decimal = Decimal(0), up_gb: Decimal = Decimal(0)
     ) -> None:
         """Charge traffic of a contract at its machine's prices."""
-        day = int(self.epoch(self.now_s) // _DAY_S)
-        for kind, usd in (
-            ("bwd", down_gb * contract.machine.down_usd_per_gb),
-            ("bwu", up_gb * contract.machine.up_usd_per_gb),
-        ):
-            contract.charges[day, kind] += usd
-            self._spent += usd
+        self.charge(contract, "bwd", down_gb * contract.machine.down_usd_per_gb)
+        self.charge(contract, "bwu", up_gb * contract.machine.up_usd_per_gb)
 
     def charge(self, contract: Contract, kind: str, usd: Decimal) -> None:
         """Charge a sum at once, as for prepaid time; below zero it is given back."""
-        day = int(self.epoch(self.now_s) // _DAY_S)
-        contract.charges[day, kind] += usd
-        self._spent += usd
+        self._meter.settle(contract.id, self._us(self._carried_to))  # charges go by time
+        self._meter.charge(contract.id, self._us(self.now_s), kind, usd)
 
     def pay_in(self, usd: Decimal) -> None:
         """Add credit; what was stopped for lack of it stays stopped."""
         self._paid_in += usd
-        self._broke = self._paid_in - self._spent <= 0
+        self._broke = self._meter.total(self._us(self._carried_to)) >= self._paid_in
 
     def change_machine(self, machine_id: int, **changes: object) -> Machine:
         """Let a host change its terms (`taken`, `usd_per_gpu_hour`, ...); contracts keep theirs."""
+        for part in self._machines[machine_id].slices:
+            del self._on_offer[part.offer_id]
         machine = msgspec.structs.replace(self._machines[machine_id], **changes)
         self._machines[machine_id] = machine
+        self._enlist(machine)
         self._resume_queued(self.now_s)
         return machine
 
     def lose_host(self, machine_id: int, *, for_s: float | None = None) -> None:
         """Take a machine out of contact, with all that runs there; None: for good."""
         self._offline.add(machine_id)
-        for contract in self._live.values():
-            if contract.machine.machine_id == machine_id:
-                self.script(contract, "offline")
-                if for_s is not None:
-                    self.script(contract, "online", in_s=for_s)
+        for contract in self._on.get(machine_id, ()):
+            self.script(contract, "offline")
+            if for_s is not None:
+                self.script(contract, "online", in_s=for_s)
 
     def later(self, in_s: float, action: Callable[[], Awaitable[None]]) -> None:
         """Do something at a later time of the world: an effect that was parked on its way."""
-        self._later.append((self.now_s + in_s, action))
+        heappush(self._later, (self.now_s + in_s, next(self._serial), action))
 
     async def advance(self) -> None:
         """Carry the world to the clock's now, through every event on the way and in order."""
@@ -348,21 +382,21 @@ class World:
             while True:
                 at, contract, step = self._next_step()
                 broke_at = self._broke_at()
-                parked = min(self._later, key=_due, default=None)
-                if min(at, broke_at, _due(parked)) > now:
+                parked_at = self._later[0][0] if self._later else _NEVER
+                if min(at, broke_at, parked_at) > now:
                     break
-                if parked is not None and _due(parked) <= min(at, broke_at):
-                    self._later.remove(parked)
-                    self._accrue_all(_due(parked))
-                    await parked[1]()
+                if parked_at <= min(at, broke_at):
+                    _, _, action = heappop(self._later)
+                    self._carry_to(parked_at)
+                    await action()
                 elif broke_at < at or contract is None or step is None:
                     await self._stop_all(broke_at)
                 else:
                     contract.plan.remove(step)
-                    self._accrue_all(step.at)
+                    self._carry_to(step.at)
                     await self._happen(contract, step)
                     self._resume_queued(step.at)
-            self._accrue_all(now)
+            self._carry_to(now)
             self._resume_queued(now)
 
     async def run(self, *, every_s: float = 0.2) -> None:
@@ -390,12 +424,13 @@ class World:
     # Events.
 
     def _next_step(self) -> tuple[float, Contract | None, Step | None]:
-        best: tuple[float, Contract | None, Step | None] = (float("inf"), None, None)
-        for contract in self._live.values():
-            for step in contract.plan:
-                if step.at < best[0]:
-                    best = (step.at, contract, step)
-        return best
+        while self._steps:
+            at, contract_id, _, step = self._steps[0]
+            contract = self._live.get(contract_id)
+            if contract is not None and step in contract.plan:
+                return at, contract, step
+            heappop(self._steps)  # done, or no longer planned
+        return _NEVER, None, None
 
     async def _happen(self, contract: Contract, step: Step) -> None:
         match step.kind:
@@ -411,10 +446,12 @@ class World:
                 await self._exit(contract, step.at, 1)
             case "offline":
                 contract.offline, contract.actual = True, "offline"
+                self._charge_from(contract, step.at)
                 self._offline.add(contract.machine.machine_id)
             case "online":
                 contract.offline = False
                 contract.actual = "running" if contract.up else "loading"
+                self._charge_from(contract, step.at)
                 self._offline.discard(contract.machine.machine_id)
             case "flicker":
                 contract.actual = "loading"
@@ -424,7 +461,7 @@ class World:
                 was_up = contract.up
                 await self._stop_at(contract, step.at)
                 if not was_up:
-                    self._forget(contract, "exited")
+                    contract.forget("exited")
             case "listing_end":
                 await self._stop_at(contract, step.at)
             case "exited":
@@ -450,59 +487,49 @@ class World:
             await running.stop()  # released while it started: nobody else knows of this program
             return
         up_at = self.now_s if at is None else at
-        self._accrue(contract, up_at)
         contract.running, contract.up, contract.ran_since = running, True, up_at
+        self._charge_from(contract, up_at)
         contract.ports = contract.ports or dict(running.ports)
         await open_door(contract, running, self.attend)
         contract.actual = "offline" if contract.offline else "running"
         contract.status_msg = f"success, running {contract.order.image.replace(':', '_')}"
         if self._host_losses_per_hour > 0:
             hours = self.random.expovariate(self._host_losses_per_hour)
-            contract.plan.append(Step(up_at + hours * 3600, "offline"))
+            self.schedule(contract, Step(up_at + hours * 3600, "offline"))
 
     def _notice_exits(self, now: float) -> None:
         for contract in self._live.values():
             running = contract.running if contract.up else None
             code = running.exited() if running is not None else None
             if code is not None and not any(s.kind == "dead" for s in contract.plan):
-                contract.plan.append(Step(now, "dead", str(code)))
+                self.schedule(contract, Step(now, "dead", str(code)))
 
     async def _exit(self, contract: Contract, at: float, code: int) -> None:
         """The process ended by itself: the contract keeps its GPUs and the wish to run."""
-        del at
         exited = contract.running.exited() if contract.running is not None else None
-        await self._halt(contract, keep_gpus=True)
+        await self._halt(contract, at, keep_gpus=True)
         contract.actual = "exited"
         contract.status_msg = f"container exited with code {code if exited is None else exited}"
 
     async def _stop_all(self, at: float) -> None:
         """Credit ran out: everything stops, disks go on."""
-        self._accrue_all(at)
+        self._carry_to(at)
         self._broke = True
         for contract in list(self._live.values()):
             await self._stop_at(contract, at)
 
     async def _stop_at(self, contract: Contract, at: float) -> None:
-        self._mark_stopped(contract)
-        self._drop_boot_steps(contract)
-        await self._halt(contract)
-        contract.plan.append(Step(at + self._stop_s, "exited"))
+        contract.mark_stopped()
+        contract.drop_boot_steps()
+        await self._halt(contract, at)
+        self.schedule(contract, Step(at + self._stop_s, "exited"))
 
-    def _mark_stopped(self, contract: Contract) -> None:
-        contract.intended = contract.cur = contract.next = "stopped"
-        contract.holds_gpus = False
-
-    def _drop_boot_steps(self, contract: Contract) -> None:
-        contract.plan = [s for s in contract.plan if s.kind in ("listing_end", "online")]
-
-    def _forget(self, contract: Contract, kind: str) -> None:
-        contract.plan = [s for s in contract.plan if s.kind != kind]
-
-    async def _halt(self, contract: Contract, *, keep_gpus: bool = False) -> None:
+    async def _halt(self, contract: Contract, at: float, *, keep_gpus: bool = False) -> None:
         running, contract.running = contract.running, None
         door, contract.door = contract.door, None
         contract.up, contract.ports, contract.ran_since = False, {}, None
         contract.holds_gpus = keep_gpus and contract.alive
+        self._charge_from(contract, at)
         if running is None:
             return
         if self._tasks is None:
@@ -519,81 +546,54 @@ class World:
     def _resume(self, contract: Contract, at: float) -> None:
         contract.intended = contract.cur = contract.next = "running"
         contract.holds_gpus = True
-        self._forget(contract, "exited")
+        contract.forget("exited")
         half = self._boot_time() / 2
-        contract.plan += [Step(at + half / 4, "loading", "Starting"), Step(at + half, "start")]
+        loading = Step(at + half / 4, "loading", "Starting")
+        self.schedule(contract, loading, Step(at + half, "start"))
 
     def _resume_queued(self, at: float) -> None:
-        for contract in self._live.values():
-            if contract.queued and not self._broke and self._can_resume(contract):
+        """Start what can start again, the oldest contract first."""
+        for contract_id, contract in sorted(self._queue.items()):
+            if not contract.queued or not contract.alive:
+                del self._queue[contract_id]
+            elif not self._broke and self._can_resume(contract):
                 self._resume(contract, at)
 
     def _reissue(self, machine_id: int) -> None:
         """Give a machine's offers new ids, as if its host had listed it anew."""
         machine = self._machines[machine_id]
         self._retired.update(part.offer_id for part in machine.slices)
-        top = 1 + max(part.offer_id for m in self._machines.values() for part in m.slices)
+        top = 1 + max(self._on_offer)
         parts = tuple(Slice(top + n, part.gpus) for n, part in enumerate(machine.slices))
         self.change_machine(machine_id, slices=parts)
 
+    def _enlist(self, machine: Machine) -> None:
+        for part in machine.slices:
+            self._on_offer[part.offer_id] = (machine.machine_id, part)
+
     def _busy(self, machine_id: int) -> set[int]:
-        held: Iterable[Contract] = self._live.values()
-        return {
-            gpu
-            for c in held
-            if c.holds_gpus and c.machine.machine_id == machine_id
-            for gpu in c.gpus
-        }
+        return {gpu for c in self._on.get(machine_id, ()) if c.holds_gpus for gpu in c.gpus}
 
     def _boot_time(self) -> float:
         return self.random.uniform(*self._boot_s)
 
     # Money.
 
-    def _rates(self, contract: Contract) -> dict[str, Decimal]:
-        """Dollars per hour that run now. Out of contact costs nothing; stopped costs the disk."""
-        if not contract.alive or contract.offline:
-            return {}
-        rates = {"disk": contract.disk_usd_per_hour}
-        if contract.up:
-            rates["gpu"] = contract.gpu_usd_per_hour
-        return rates
+    def _charge_from(self, contract: Contract, at: float) -> None:
+        """Let the meter run at what a contract costs since its state or its price has changed."""
+        from_us = self._us(max(at, self._carried_to))
+        self._meter.run(contract.id, from_us, contract.rates)
 
-    def _owed(self, contract: Contract, to: float) -> Iterator[tuple[int, str, Decimal]]:
-        """Yield what has accrued since the last accrual, split at midnight UTC."""
-        rates = self._rates(contract)
-        begin, end = _us(self.epoch(contract.accrued_to)), _us(self.epoch(to))
-        while rates and begin < end:
-            day = begin // (_DAY_S * 1_000_000)
-            upto = min(end, (day + 1) * _DAY_S * 1_000_000)
-            for kind, rate in rates.items():
-                yield day, kind, rate * (upto - begin) / _US_PER_HOUR
-            begin = upto
-
-    def _accrue(self, contract: Contract, to: float) -> None:
-        for day, kind, usd in self._owed(contract, to):
-            contract.charges[day, kind] += usd
-            self._spent += usd
-        contract.accrued_to = max(contract.accrued_to, to)
-
-    def _accrue_all(self, to: float) -> None:
-        for contract in self._live.values():
-            self._accrue(contract, to)
+    def _carry_to(self, at: float) -> None:
+        self._carried_to = max(self._carried_to, at)
 
     def _broke_at(self) -> float:
         """When credit ends at the present burn; never, if it has ended already."""
-        burn = sum(
-            (sum(self._rates(c).values(), Decimal(0)) for c in self._live.values()), Decimal(0)
-        )
-        if self._broke or burn <= 0:
-            return float("inf")
-        since = min(c.accrued_to for c in self._live.values())
-        return since + float((self._paid_in - self._spent) * 3600 / burn)
+        at_us = None if self._broke else self._meter.reaches_at_us(self._paid_in)
+        if at_us is None:
+            return _NEVER
+        return self._began_at + float(at_us / 1_000_000 - Fraction(self._epoch_s))
 
-
-def _due(parked: tuple[float, object] | None) -> float:
-    return float("inf") if parked is None else parked[0]
-
-
-def _us(epoch_s: float) -> int:
-    return round(epoch_s * 1_000_000)
+    def _us(self, at: float) -> int:
+        """Return the Unix time of a reading of the world's clock in microseconds."""
+        return round(self.epoch(at) * 1_000_000)

@@ -81,7 +81,7 @@ async def test_steps_missed_while_nobody_asked_are_made_up_in_order(make: Make, 
         await eager.advance()
     await lazy.advance()
     assert first.actual == second.actual == "running"
-    assert lazy.meter(first) == pytest.approx(eager.meter(second), rel=Decimal("1e-20"))
+    assert lazy.meter(first) == eager.meter(second) > 0
 
 
 async def test_the_meter_bills_gpu_while_running_and_disk_until_destroyed(
@@ -168,8 +168,8 @@ async def test_everything_stops_when_the_credit_is_gone_and_disks_go_on(
     contract = rent(world)
     await pass_s(world, hand, 86_400)
     assert (contract.cur, contract.up) == ("stopped", False)
-    disk = sum(usd for (_, kind), usd in contract.charges.items() if kind == "disk")
-    gpu = sum(usd for (_, kind), usd in contract.charges.items() if kind == "gpu")
+    disk = sum(usd for (_, kind), usd in world.charges(contract).items() if kind == "disk")
+    gpu = sum(usd for (_, kind), usd in world.charges(contract).items() if kind == "gpu")
     assert 0 < gpu < Decimal("0.01")
     assert gpu + disk > Decimal("0.01")
     assert not await world.start(contract)
@@ -218,7 +218,7 @@ async def test_a_flickering_instance_is_billed_throughout(make: Make, hand: Hand
     world = make()
     contract = rent(world, Trouble.FLICKER)
     await pass_s(world, hand, 110)
-    gpu = sum(usd for (_, kind), usd in contract.charges.items() if kind == "gpu")
+    gpu = sum(usd for (_, kind), usd in world.charges(contract).items() if kind == "gpu")
     assert gpu == pytest.approx(contract.gpu_usd_per_hour * 100 / 3600, rel=Decimal("1e-12"))
 
 
@@ -272,10 +272,10 @@ async def test_charges_are_split_at_midnight(make: Make, hand: Hand) -> None:
     world = make(epoch_s=86_400.0 * 100 - 50)
     contract = rent(world)
     await pass_s(world, hand, 100)
-    days = {day for day, _ in contract.charges}
+    days = {day for day, _ in world.charges(contract)}
     assert days == {99, 100}
-    total = sum(contract.charges.values(), Decimal(0))
-    assert total == world.meter(contract)
+    total = sum(world.charges(contract).values(), Decimal(0))
+    assert total == pytest.approx(world.meter(contract), rel=Decimal("1e-26"))
 
 
 async def test_traffic_is_charged_at_the_machines_price(make: Make) -> None:

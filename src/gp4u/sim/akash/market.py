@@ -396,7 +396,7 @@ class AkashMarket:
         except LookupError:
             raise TenantError("bad_request", "the provider has no such resources now") from None
         # Paid by the block, below; the world's own meter by the second must stand still.
-        contract.gpu_usd_per_hour = contract.disk_usd_per_hour = Decimal(0)
+        self.world.reprice(contract, gpu=Decimal(0), disk=Decimal(0))
         contract.name = deployment.dseq
         lease = Lease(bid, contract, self.world.now_s, self.height)
         lease.answers_from += self._drawn(self.settings.status_delay_s)
@@ -417,9 +417,8 @@ class AkashMarket:
             self.deaf[owner] -= 1
             return False
         waited = self.world.now_s - lease.at
-        lease.contract.plan += [
-            msgspec.structs.replace(step, at=step.at + waited) for step in lease.withheld
-        ]
+        late = [msgspec.structs.replace(step, at=step.at + waited) for step in lease.withheld]
+        self.world.schedule(lease.contract, *late)
         lease.withheld = None
         return True
 

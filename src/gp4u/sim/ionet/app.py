@@ -167,7 +167,7 @@ class IoNetMarket:
         trouble, trouble_s = strike.trouble
         contract = world.rent(parts[0].offer_id, wish.order, trouble=trouble, trouble_s=trouble_s)
         # Time is paid in advance: nothing runs up by the second.
-        contract.gpu_usd_per_hour = contract.disk_usd_per_hour = Decimal(0)
+        world.reprice(contract, gpu=Decimal(0), disk=Decimal(0))
         lag_s = world.random.uniform(*self._settings.list_lag_s)
         if (rule := strike.get(Kind.LATE_LISTING)) is not None:
             lag_s = rule.seconds or 15.0

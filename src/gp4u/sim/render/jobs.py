@@ -238,8 +238,11 @@ class Jobs:
         contract.name = job.ident
         job.usd_per_hour = node.usd_per_hour
         unpaid = Decimal(0)
-        contract.disk_usd_per_hour = job.usd_per_hour if order.persistent else unpaid
-        contract.gpu_usd_per_hour = unpaid if order.persistent else job.usd_per_hour
+        self._world.reprice(
+            contract,
+            disk=job.usd_per_hour if order.persistent else unpaid,
+            gpu=unpaid if order.persistent else job.usd_per_hour,
+        )
         self._at(order.start_s, self._unless_up(job))
         if order.run_s is not None:
             self._at(order.start_s + order.run_s, self._unless_over(job))
@@ -276,7 +279,7 @@ class Jobs:
             return
         job.last_word, job.reason, job.changed_at = passing, reason, self._world.now_s
         if job.contract is not None:
-            _stop_charging(job.contract)  # paid until it was told to end
+            self._stop_charging(job.contract)  # paid until it was told to end
 
         async def finish() -> None:
             if not job.ended:
@@ -291,12 +294,15 @@ class Jobs:
         if contract is None or not contract.alive:
             return
         # What was due has been charged; the clock may already show more than this moment.
-        _stop_charging(contract)
+        self._stop_charging(contract)
         paid = self._world.meter(contract)
         if self._settings.whole_hours and job.order.persistent and job.usd_per_hour > 0:
             hours = math.ceil(paid / job.usd_per_hour)
             self._world.charge(contract, "disk", job.usd_per_hour * hours - paid)
         await self._world.destroy(contract)
+
+    def _stop_charging(self, contract: Contract) -> None:
+        self._world.reprice(contract, gpu=Decimal(0), disk=Decimal(0))
 
     def _unless_placed(self, job: Job) -> Callable[[], Awaitable[None]]:
         async def act() -> None:
@@ -339,10 +345,6 @@ class Jobs:
 
     def _uuid(self) -> str:
         return str(uuid.UUID(int=self._world.random.getrandbits(128), version=4))
-
-
-def _stop_charging(contract: Contract) -> None:
-    contract.disk_usd_per_hour = contract.gpu_usd_per_hour = Decimal(0)
 
 
 def _cannot_start(contract: Contract, said: str) -> bool:

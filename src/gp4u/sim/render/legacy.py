@@ -144,7 +144,8 @@ class NodeApi:
             ),
             strike,
         )
-        contract.gpu_usd_per_hour = machine.usd_per_gpu_hour * machine.gpu_count
+        usd_per_hour = machine.usd_per_gpu_hour * machine.gpu_count
+        self._world.reprice(contract, gpu=usd_per_hour, disk=Decimal(0))
         return self._noted(contract, body, strike)
 
     def _render(self, body: Mapping[str, object], strike: Strike) -> NodeJob:
@@ -167,7 +168,7 @@ class NodeApi:
 
         async def begin() -> None:
             if not job.final:
-                contract.disk_usd_per_hour = usd_per_hour
+                self._world.reprice(contract, gpu=Decimal(0), disk=usd_per_hour)
 
         self._world.later(job.scene.begins_at - self._world.now_s, begin)
         over = "max_obh is used up" if job.scene.is_capped else ""
@@ -187,7 +188,7 @@ class NodeApi:
         trouble, trouble_s = strike.trouble
         offer_id = machine.slices[0].offer_id
         contract = self._world.rent(offer_id, order, trouble=trouble, trouble_s=trouble_s)
-        contract.disk_usd_per_hour = contract.gpu_usd_per_hour = Decimal(0)
+        self._world.reprice(contract, gpu=Decimal(0), disk=Decimal(0))
         return contract
 
     def _noted(self, contract: Contract, body: Mapping[str, object], strike: Strike) -> NodeJob:
@@ -255,7 +256,7 @@ class NodeApi:
         if job.scene is not None:
             job.scene = job.scene.stopped(self._world.now_s)
         # What was due has been charged; the clock may already show more than this moment.
-        job.contract.disk_usd_per_hour = job.contract.gpu_usd_per_hour = Decimal(0)
+        self._world.reprice(job.contract, gpu=Decimal(0), disk=Decimal(0))
         await self._world.destroy(job.contract)
 
     def _row(self, job: NodeJob) -> Row:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from gp4u.sim.contracts import Contract
 from gp4u.sim.gate import Call, Handler
 from gp4u.sim.vastai.gate import VastSettings, refusal
-from gp4u.sim.vastai.search import Row, SearchError, filter_rows, offers_found
+from gp4u.sim.vastai.search import Row, SearchError, offers_found, row_filter
 from gp4u.sim.world import World
 
 _DAY_S = 86_400
@@ -171,9 +171,10 @@ class Account:
             filters = json.loads(params.get("select_filters") or "{}")
             start = int(params.get("after_token") or 0)
             limit = min(max(int(params.get("limit") or 20), 1), _CHARGES_MAX)
-            found = filter_rows(rows, filters, allowed=frozenset({"day", "type", "source"}))
+            passes = row_filter(filters, allowed={"day", "type", "source"})
         except (ValueError, SearchError) as error:
             raise refusal(400, "invalid_request", f"Error in query parameters: {error}") from error
+        found = [row for row in rows if passes(row)]
         found.sort(key=_day, reverse=params.get("latest_first") == "true")
         page = found[start : start + limit]
         end = start + len(page)
@@ -191,9 +192,11 @@ class Account:
         """Yield one row per contract and day, oldest first, as far as charges have caught up."""
         known_to = self._world.epoch(self._world.now_s) - self._settings.charges_lag_s
         for contract in self._world.contracts:
-            for day in sorted({day for day, _ in contract.charges}):
+            charges = self._world.charges(contract)
+            for day in sorted({day for day, _ in charges}):
                 if day * _DAY_S <= known_to:
-                    yield _charge_row(contract, day, self._world)
+                    parts = {kind: usd for (on, kind), usd in charges.items() if on == day and usd}
+                    yield _charge_row(self._world, contract, day, parts)
 
     async def _invoices(self, call: Call) -> Response:
         del call
@@ -283,13 +286,10 @@ class Account:
         return contract
 
 
-def _charge_row(contract: Contract, day: int, world: World) -> Row:
-    parts: Mapping[str, Decimal] = {
-        kind: usd for (on, kind), usd in contract.charges.items() if on == day and usd
-    }
+def _charge_row(world: World, contract: Contract, day: int, parts: Mapping[str, Decimal]) -> Row:
     begin = max(world.epoch(contract.created_at), float(day * _DAY_S))
     end = float((day + 1) * _DAY_S)
-    ended_at = contract.accrued_to if contract.destroyed_at is None else contract.destroyed_at
+    ended_at = world.now_s if contract.destroyed_at is None else contract.destroyed_at
     end = min(end, world.epoch(ended_at))
     texts = {"gpu": "GPU time", "disk": "Storage", "bwd": "Download", "bwu": "Upload"}
     items: list[Row] = [

@@ -257,7 +257,7 @@ class VastMarket:
         stale = strike.get(Kind.LIST_STALE)
         stale_s = None if stale is None else stale.seconds or 15.0
         shown = [] if strike.get(Kind.LIST_EMPTY) else self._visible(stale_s)
-        page = list_page([instance_row(self._world, contract) for contract in shown], query)
+        page = list_page(self._world, shown, query)
         if strike.get(Kind.LIST_LOST_PAGE) is not None:
             page = self._next_page(page, query, shown)
         if strike.get(Kind.LIST_LOOP) is not None and page["instances"]:
@@ -275,7 +275,7 @@ class VastMarket:
             return {**page, "instances": [], "instances_found": 0}
         after = decoded_token(page["next_token"], len(query.order))
         behind = msgspec.structs.replace(query, after=after)
-        return list_page([instance_row(self._world, contract) for contract in shown], behind)
+        return list_page(self._world, shown, behind)
 
     def _visible(self, stale_s: float | None) -> list[Contract]:
         """What the list shows: not yet the newest, and for a moment still the destroyed."""

@@ -13,9 +13,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cmp_to_key
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -24,9 +25,10 @@ from gp4u.sim.vastai.search import (
     Row,
     SearchError,
     cost_object,
-    filter_rows,
+    end_date,
     machine_fields,
     price_fields,
+    row_filter,
 )
 from gp4u.sim.vastai.shell import SSH_PORT
 from gp4u.sim.world import World
@@ -35,36 +37,38 @@ PAGE_MAX = 25
 """Rows of one page of the list, by default and at most."""
 
 # Columns that the list can filter and order by; what is computed for the answer is refused.
-STORED = frozenset(
-    (
-        "id",
-        "label",
-        "actual_status",
-        "intended_status",
-        "cur_state",
-        "next_state",
-        "gpu_name",
-        "verification",
-        "machine_id",
-        "host_id",
-        "image_uuid",
-        "image_runtype",
-        "start_date",
-        "end_date",
-        "template_id",
-        "template_hash_id",
-        "is_bid",
-        "geolocation",
-        "public_ipaddr",
-        "status_msg",
-        "gpu_arch",
-        "cpu_name",
-        "bundle_id",
-    )
-)
+STORED: Mapping[str, Callable[[World, Contract], object]] = {
+    "id": lambda _, contract: contract.id,
+    "label": lambda _, contract: contract.label,
+    "actual_status": lambda _, contract: contract.actual,
+    "intended_status": lambda _, contract: contract.intended,
+    "cur_state": lambda _, contract: contract.cur,
+    "next_state": lambda _, contract: contract.next,
+    "gpu_name": lambda _, contract: contract.machine.gpu.name,
+    "verification": lambda _, contract: contract.machine.verification,
+    "machine_id": lambda _, contract: contract.machine.machine_id,
+    "host_id": lambda _, contract: contract.machine.host_id,
+    "image_uuid": lambda _, contract: contract.order.image,
+    "image_runtype": lambda _, contract: contract.order.extra.get("runtype", "ssh"),
+    "start_date": lambda world, contract: world.epoch(contract.created_at),
+    "end_date": lambda world, contract: end_date(world, contract.machine),
+    "template_id": lambda *_: None,
+    "template_hash_id": lambda _, contract: contract.order.extra.get("template_hash_id"),
+    "is_bid": lambda _, contract: contract.bid is not None,
+    "geolocation": lambda _, contract: contract.machine.place,
+    "public_ipaddr": lambda world, contract: _address(world, contract),
+    "status_msg": lambda _, contract: contract.status_msg,
+    "gpu_arch": lambda _, contract: contract.machine.gpu.arch,
+    "cpu_name": lambda _, contract: contract.machine.cpu_name,
+    "bundle_id": lambda _, contract: contract.machine.bundle_id,
+}
 
 
-_Keyed = tuple[tuple[object, ...], Row]
+_Stored = tuple[Contract, Row]
+"""With its columns, as far as a call needs them."""
+_Order = Sequence[tuple[str, bool]]
+_Key = tuple[object, ...]
+_Rank = tuple[int, float, str]
 
 
 class TokenError(Exception):
@@ -80,29 +84,29 @@ def instance_row(world: World, contract: Contract) -> Row:
     running = contract.up and contract.actual == "running"
     ports = port_map(contract)
     numbers = sorted(contract.ports.values()) if ports else []
-    hardware = machine_fields(world, machine, contract.gpus)
+    column = stored_columns(world, contract, STORED)
     paid_gpu = contract.gpu_usd_per_hour
     proxy, proxy_port = _proxy(world, contract)
     row: Row = {
-        **hardware,
+        **machine_fields(world, machine, contract.gpus),
         **price_fields(machine, len(contract.gpus), paid_gpu, order.disk_gb),
-        "id": contract.id,
-        "actual_status": contract.actual,
-        "intended_status": contract.intended,
-        "cur_state": contract.cur,
-        "next_state": contract.next,
-        "label": contract.label,
-        "status_msg": contract.status_msg,
-        "template_id": None,
-        "template_hash_id": extra.get("template_hash_id"),
+        "id": column["id"],
+        "actual_status": column["actual_status"],
+        "intended_status": column["intended_status"],
+        "cur_state": column["cur_state"],
+        "next_state": column["next_state"],
+        "label": column["label"],
+        "status_msg": column["status_msg"],
+        "template_id": column["template_id"],
+        "template_hash_id": column["template_hash_id"],
         "template_name": None,
-        "image_uuid": order.image,
+        "image_uuid": column["image_uuid"],
         "image_args": extra.get("args", []),
-        "image_runtype": extra.get("runtype", "ssh"),
+        "image_runtype": column["image_runtype"],
         "extra_env": extra.get("extra_env", []),
         "onstart": extra.get("onstart"),
         "jupyter_token": extra.get("jupyter_token"),
-        "public_ipaddr": _address(world, contract) if reported else None,
+        "public_ipaddr": column["public_ipaddr"],
         "local_ipaddrs": "10.0.0.5 172.17.0.2 \n" if reported else "",
         "ssh_host": proxy,
         "ssh_idx": str(contract.id % 9 + 1),
@@ -111,7 +115,7 @@ def instance_row(world: World, contract: Contract) -> Row:
         "ports": ports,
         "direct_port_start": numbers[0] if numbers else -1,
         "direct_port_end": numbers[-1] if numbers else -1,
-        "start_date": world.epoch(contract.created_at),
+        "start_date": column["start_date"],
         "uptime_mins": None
         if contract.ran_since is None
         else (world.now_s - contract.ran_since) / 60,
@@ -125,7 +129,7 @@ def instance_row(world: World, contract: Contract) -> Row:
         "disk_usage": 0.05 if running else -1,
         "disk_space": float(order.disk_gb),
         "gpu_totalram": machine.gpu.ram_mb * len(contract.gpus),
-        "is_bid": contract.bid is not None,
+        "is_bid": column["is_bid"],
         "min_bid": _floor(contract),
         "dlperf": machine.gpu.dlperf * len(contract.gpus),
         "score": None,
@@ -157,6 +161,12 @@ def port_map(contract: Contract) -> dict[str, list[dict[str, str]]]:
         f"{number}/{protocol}": [{"HostIp": host, "HostPort": str(host_port)} for host in hosts]
         for (number, protocol), host_port in sorted(contract.ports.items())
     }
+
+
+def stored_columns(world: World, contract: Contract, names: Iterable[str]) -> Row:
+    """Return the named ones of the columns that the list can filter and order by."""
+    hidden = contract.machine.not_reported
+    return {name: None if name in hidden else STORED[name](world, contract) for name in names}
 
 
 class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,32 +207,48 @@ def list_query(params: Mapping[str, str]) -> ListQuery:
     )
 
 
-def list_page(rows: Sequence[Row], query: ListQuery) -> Row:
-    """Return the list's answer for one page of the rows.
+def list_page(world: World, contracts: Sequence[Contract], query: ListQuery) -> Row:
+    """Return the list's answer for one page of the contracts; no row is made that is not on it.
 
     Raises:
         SearchError: a filter names a computed or unknown column, or an unknown operator.
     """
-    found = filter_rows(rows, query.filters, allowed=STORED)
-    descending = [down for _, down in query.order]
-
-    def by_key(a: _Keyed, b: _Keyed) -> int:
-        return _compare(a[0], b[0], descending)
-
-    keyed = sorted(((_key(row, query.order), row) for row in found), key=cmp_to_key(by_key))
-    after = query.after
-    if after is not None:
-        keyed = [pair for pair in keyed if _compare(pair[0], after, descending) > 0]
-    page = keyed[: query.limit]
-    more = len(keyed) > len(page)
+    passes = row_filter(query.filters, allowed=STORED.keys())
+    filtered = query.filters if isinstance(query.filters, Mapping) else ()
+    needed = {"label", *filtered, *(column for column, _ in query.order)}
+    rows = ((contract, stored_columns(world, contract, needed)) for contract in contracts)
+    found = [(contract, row) for contract, row in rows if passes(row)]
+    ordered = _ordered(found, query.order)
+    if query.after is not None:
+        ordered = ordered[_seen(ordered, query.order, query.after) :]
+    page = ordered[: query.limit]
+    more = len(ordered) > len(page)
+    whole = [instance_row(world, contract) for contract, _ in page]
     return {
         "success": True,
         "instances_found": len(page),
         "total_instances": len(found),
-        "label_counts": dict(Counter(str(row["label"] or "") for row in found)),
-        "next_token": encoded_token(page[-1][0]) if more else None,
-        "instances": [_picked(row, query.columns) for _, row in page],
+        "label_counts": dict(Counter(str(row["label"] or "") for _, row in found)),
+        "next_token": encoded_token(_key(page[-1][1], query.order)) if more else None,
+        "instances": [_picked(row, query.columns) for row in whole],
     }
+
+
+def _ordered(found: list[_Stored], order: _Order) -> list[_Stored]:
+    for column, down in reversed(order):
+        found = sorted(found, key=partial(_column_rank, column), reverse=down)
+    return found
+
+
+def _column_rank(column: str, stored: _Stored) -> _Rank:
+    return _rank(stored[1][column])
+
+
+def _seen(ordered: Sequence[_Stored], order: _Order, after: _Key) -> int:
+    """Return how many of the first rows a client has seen that got as far as a key."""
+    return bisect_left(
+        ordered, True, key=lambda stored: _is_behind(_key(stored[1], order), after, order)
+    )
 
 
 def _picked(row: Row, columns: tuple[str, ...] | None) -> Row:
@@ -236,19 +262,19 @@ def _order_item(item: object) -> tuple[str, bool]:
     return column, item.get("dir") == "desc"
 
 
-def _key(row: Row, order: Sequence[tuple[str, bool]]) -> tuple[object, ...]:
-    return tuple(row.get(column) for column, _ in order)
+def _key(row: Row, order: _Order) -> _Key:
+    return tuple(row[column] for column, _ in order)
 
 
-def _compare(a: tuple[object, ...], b: tuple[object, ...], descending: Sequence[bool]) -> int:
-    for mine, other, down in zip(a, b, descending, strict=True):
+def _is_behind(key: _Key, after: _Key, order: _Order) -> bool:
+    for mine, other, (_, down) in zip(key, after, order, strict=True):
         left, right = _rank(mine), _rank(other)
         if left != right:
-            return (1 if left > right else -1) * (-1 if down else 1)
-    return 0
+            return (left > right) != down
+    return False
 
 
-def _rank(value: object) -> tuple[int, float, str]:
+def _rank(value: object) -> _Rank:
     """Order unlike values: null, then numbers, then text."""
     if value is None:
         return (0, 0.0, "")
@@ -297,8 +323,10 @@ def _list(params: Mapping[str, str], name: str) -> list[object]:
     return value
 
 
-def _address(world: World, contract: Contract) -> str:
+def _address(world: World, contract: Contract) -> str | None:
     """Everything runs here; the real service ends some addresses with a newline."""
+    if contract.actual is None:
+        return None
     address = world.runtime.address
     return f"{address}\n" if contract.id % 3 == 0 else address
 

@@ -12,13 +12,19 @@ of package `vastai` 1.9.1; recorded offers of July 2025; checked 2026-11. Marked
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 
 from gp4u.sim.market import Machine, Slice
 from gp4u.sim.world import World
 
 Row = dict[str, object]
+Fields = Mapping[str, object]
+"""A row, or a part of one, that others read too."""
+_Passes = Callable[[Fields], bool]
+_Test = tuple[str, _Passes]
+"""A field of the row, and what it must be."""
 OPERATORS = ("eq", "neq", "gt", "gte", "lt", "lte", "in", "notin")
 SERVER_STORAGE_GB = Decimal(8)
 """Disk that prices assume when a search names none."""
@@ -67,22 +73,38 @@ def offers_found(
     if not isinstance(kind, str) or kind not in _TYPES:
         raise SearchError(f"{kind!r} is not a valid offer type")
     storage_gb = _storage(query.get("allocated_storage"))
-    rows = list(offer_rows(world, storage_gb=storage_gb, bid=_TYPES[kind]))
-    known = frozenset(rows[0]) if rows else frozenset()
+    bid = _TYPES[kind]
+    listed = [
+        (rank, machine, part, rentable)
+        for rank, (machine, part, rentable) in enumerate(world.offers(), 1)
+        if not bid or machine.min_bid_per_gpu is not None
+    ]
+
+    def row(rank: int, machine: Machine, part: Slice, rentable: bool) -> Row:
+        made = offer_row(world, machine, part, storage_gb=storage_gb, bid=bid, rentable=rentable)
+        made["rn"] = rank
+        return made
+
+    known = frozenset(row(*listed[0])) if listed else frozenset()
     tests = [
         test
         for field, wanted in query.items()
         if field not in _NOT_FILTERS
         and (field != "allocated_storage" or isinstance(wanted, Mapping))
-        for test in _tests(field, wanted, known, strict=strict and bool(rows))
+        for test in _tests(field, wanted, known, strict=strict and bool(listed))
     ]
-    found = [row for row in rows if all(test(row) for test in tests)]
+    # What its hardware rules out is never priced: most of a market, for most searches.
+    fixed = _fixed_fields(listed[0][1], listed[0][2]) if listed else frozenset()
+    hard = [test for field, test in tests if field in fixed]
+    soft = [test for field, test in tests if field not in fixed]
+    fitting = (each for each in listed if _passes(hardware(each[1], each[2].gpus), hard))
+    found = [made for made in (row(*each) for each in fitting) if _passes(made, soft)]
     ordered = _ordered(found, query.get("order"))
     return ordered[: _limit(query.get("limit"), cap)]
 
 
-def filter_rows(rows: Iterable[Row], filters: object, *, allowed: frozenset[str]) -> list[Row]:
-    """Return the rows that pass filters on stored columns, as the instance list does.
+def row_filter(filters: object, *, allowed: Collection[str]) -> Callable[[Fields], bool]:
+    """Return whether a row passes filters on its columns, as in the instance list.
 
     Raises:
         SearchError: an operator or a column is unknown, or not one of `allowed`.
@@ -93,18 +115,11 @@ def filter_rows(rows: Iterable[Row], filters: object, *, allowed: frozenset[str]
         if field not in allowed:
             raise SearchError(f"{field} is not a valid search key")
     tests = [
-        _test(field, op, value) for field, wanted in filters.items() for op, value in _ops(wanted)
+        _test(field, op, value)[1]
+        for field, wanted in filters.items()
+        for op, value in _ops(wanted)
     ]
-    return [row for row in rows if all(test(row) for test in tests)]
-
-
-def offer_rows(world: World, *, storage_gb: Decimal, bid: bool) -> Iterator[Row]:
-    """Yield every offer of the market as a row; a search for bids has only those with a floor."""
-    for rank, (machine, part, rentable) in enumerate(world.offers(), 1):
-        if not bid or machine.min_bid_per_gpu is not None:
-            row = offer_row(world, machine, part, storage_gb=storage_gb, bid=bid, rentable=rentable)
-            row["rn"] = rank
-            yield row
+    return lambda row: _passes(row, tests)
 
 
 # Rows.
@@ -117,13 +132,13 @@ def offer_row(
     count = len(part.gpus)
     floor = (machine.min_bid_per_gpu or Decimal(0)) * count
     base = floor if bid else machine.usd_per_gpu_hour * count
-    hardware = machine_fields(world, machine, part.gpus)
+    fields = machine_fields(world, machine, part.gpus)
     prices = price_fields(machine, count, base, storage_gb)
     total = float(base + machine.storage_usd_per_hour(storage_gb))
     row: Row = {
         "id": part.offer_id,
         "ask_contract_id": part.offer_id,
-        **hardware,
+        **fields,
         **prices,
         **_scores(machine, count, total),
         "dph_total_adj": float(
@@ -153,12 +168,28 @@ def offer_row(
 
 
 def machine_fields(world: World, machine: Machine, gpus: tuple[int, ...]) -> Row:
-    """Return what a row says of the hardware, its place and its host, for a slice of its GPUs."""
+    """Return what a row says of the hardware, its place and its host, and for how long."""
+    row = {**hardware(machine, gpus)}
+    row["duration"] = max(world.listing_ends_s(machine), 0.0)
+    row["end_date"] = end_date(world, machine)
+    return row
+
+
+def end_date(world: World, machine: Machine) -> float:
+    """Return the Unix time at which the listing of a machine ends."""
+    return world.epoch(world.now_s) + world.listing_ends_s(machine)
+
+
+@lru_cache(maxsize=8192)
+def hardware(machine: Machine, gpus: tuple[int, ...]) -> Fields:
+    """Return what does not change with time of a machine and a slice of its GPUs.
+
+    A host who changes something of its machine lists another one, as far as this is concerned.
+    """
     gpu, count = machine.gpu, len(gpus)
     share = Decimal(count) / machine.gpu_count
-    ends = world.listing_ends_s(machine)
     verified = machine.verification == "verified"
-    return {
+    row: Row = {
         "bundle_id": machine.bundle_id,
         "bundled_results": None,
         "machine_id": machine.machine_id,
@@ -218,11 +249,19 @@ def machine_fields(world: World, machine: Machine, gpus: tuple[int, ...]) -> Row
         "reliability2": machine.reliability,
         "reliability_mult": round(machine.reliability**10, 7),
         "expected_reliability": machine.reliability,
-        "duration": max(ends, 0.0),
-        "end_date": world.epoch(world.now_s) + ends,
+        "duration": None,
+        "end_date": None,
         "time_remaining": "",
         "time_remaining_isbid": "",
     }
+    for field in machine.not_reported & row.keys():
+        row[field] = None
+    return row
+
+
+def _fixed_fields(machine: Machine, part: Slice) -> frozenset[str]:
+    """Return the fields of a row that its hardware alone decides."""
+    return frozenset(hardware(machine, part.gpus)) - {"duration", "end_date"}
 
 
 def price_fields(machine: Machine, count: int, base: Decimal, storage_gb: Decimal) -> Row:
@@ -288,21 +327,19 @@ def _ops(wanted: object) -> list[tuple[str, object]]:
     return [(str(op), value) for op, value in wanted.items()]
 
 
-def _tests(
-    field: str, wanted: object, known: frozenset[str], *, strict: bool
-) -> Iterator[Callable[[Row], bool]]:
+def _tests(field: str, wanted: object, known: frozenset[str], *, strict: bool) -> Iterator[_Test]:
     """Yield what a row must pass for one field of a search."""
     for op, value in _ops(wanted):
         if field == "id":
-            yield lambda _: False  # known to match nothing; look up by ask_contract_id
+            yield field, lambda _: False  # known to match nothing; look up by ask_contract_id
         elif field == "rented" and _boolean(value) is True:
             continue  # "also those on machines I hold", not "only those"
         elif field == "geolocation":
-            yield _place_test(op, value)
+            yield field, _place_test(op, value)
         elif field == "allocated_storage":
             yield _test("disk_space", "gte", value)
         elif field == "external":
-            yield _test_or_false(field, op, value)
+            yield field, _true_test(field, op, value)
         elif field in ("driver_version", "driver_vers"):
             yield _test("driver_vers", op, _each(value, _driver))
         elif field.endswith("_GB"):
@@ -317,16 +354,20 @@ def _tests(
             raise SearchError(f"{field} is not a valid search key")
 
 
-def _test(field: str, op: str, wanted: object) -> Callable[[Row], bool]:
-    return lambda row: _holds(row.get(field), op, wanted)
+def _passes(row: Fields, tests: Iterable[_Passes]) -> bool:
+    return all(test(row) for test in tests)
 
 
-def _test_or_false(field: str, op: str, wanted: object) -> Callable[[Row], bool]:
-    """As `_test`, with an unknown value counting as false."""
+def _test(field: str, op: str, wanted: object) -> _Test:
+    return field, lambda row: _holds(row.get(field), op, wanted)
+
+
+def _true_test(field: str, op: str, wanted: object) -> _Passes:
+    """Take an unknown value for false."""
     return lambda row: _holds(bool(row.get(field)), op, wanted)
 
 
-def _place_test(op: str, wanted: object) -> Callable[[Row], bool]:
+def _place_test(op: str, wanted: object) -> _Passes:
     codes = _each(wanted, lambda code: str(code).strip().upper())
     return lambda row: _holds(country(row.get("geolocation")), op, codes)
 
