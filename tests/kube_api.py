@@ -181,7 +181,8 @@ class KubeApi:
 
     def deny(self, verb: str, resource: str) -> Fault:
         """Take a permission away; `resource` is e.g. `secrets` or `pods/status`."""
-        trouble = Trouble(403, "Forbidden", f"{resource} is forbidden: cannot {verb} {resource}")
+        words = f'{resource} is forbidden: User "us" cannot {verb} resource "{resource}"'
+        trouble = Trouble(403, "Forbidden", words)
 
         def matches(call: Call) -> bool:
             asked = call.target.resource + (f"/{call.target.sub}" if call.target.sub else "")

@@ -239,6 +239,7 @@ class Process:
         """`heartbeat` and `reviews` have connections of their own; `namespace` is where we live."""
         self._settings, self._client, self._heartbeat = settings, client, heartbeat
         self._namespace, self._clock, self._random, self._told = namespace, clock, random, told
+        self._denials = tuple(each.denials for each in (client, heartbeat, reviews))
         node = settings.node
         events = client.beside(writes_per_s=EVENTS_PER_S)
         self._recorders = {
@@ -316,6 +317,8 @@ class Process:
         standing = self._standing.get(name)
         told = {} if standing is None else standing.troubles()
         told = {**told, **{f"configmap {part}": why for part, why in self._live.refused.items()}}
+        if lacks := [right for each in self._denials for right in each.told()]:
+            told = {"rights": f"may not {', '.join(lacks)}", **told}  # first: clients cut a reply
         return "; ".join(f"{part}: {why}" for part, why in told.items())
 
     async def run(self) -> None:

@@ -31,6 +31,7 @@ from gp4u.errors import (
     KubeUnavailable,
 )
 from gp4u.kube.access import Access
+from gp4u.kube.denials import Denials
 from gp4u.resilience.backoff import parse_retry_after
 from gp4u.resilience.bucket import Bucket
 from gp4u.telemetry import clean
@@ -91,9 +92,16 @@ class KubeClient:
     """One way to the API server; made by `open_client`."""
 
     def __init__(
-        self, http: httpx.AsyncClient, *, timeout_s: float = CALL_S, writes_per_s: float | None
+        self,
+        http: httpx.AsyncClient,
+        *,
+        timeout_s: float = CALL_S,
+        writes_per_s: float | None,
+        denials: Denials | None = None,
     ) -> None:
         self._http, self._timeout_s = http, timeout_s
+        self.denials = denials or Denials()
+        """What this client, and those beside it, were told that they may not do."""
         self._room = asyncio.Semaphore(AT_ONCE)
         self._writes = _Lane(writes_per_s)
         # Of its own: what goes away never waits behind a burst of what comes.
@@ -101,7 +109,12 @@ class KubeClient:
 
     def beside(self, *, writes_per_s: float | None) -> KubeClient:
         """Return a client over the same connections, with a pace of its own for what it writes."""
-        return KubeClient(self._http, timeout_s=self._timeout_s, writes_per_s=writes_per_s)
+        return KubeClient(
+            self._http,
+            timeout_s=self._timeout_s,
+            writes_per_s=writes_per_s,
+            denials=self.denials,
+        )
 
     async def get(self, path: str, **params: str | int) -> KubeObject:
         """Read one object.
@@ -197,7 +210,11 @@ class KubeClient:
             try:
                 if reply.status_code != httpx.codes.OK:
                     async with asyncio.timeout(self._timeout_s):
-                        raise _refusal("WATCH", path, reply, await _read(reply, "WATCH", path))
+                        raw = await _read(reply, "WATCH", path)
+                    refusal = _refusal("WATCH", path, reply, raw)
+                    self.denials.note("WATCH", path, refusal)
+                    raise refusal
+                self.denials.note("WATCH", path, None)
                 chunks = reply.aiter_bytes()
                 while True:
                     async with asyncio.timeout(idle_s):
@@ -260,7 +277,10 @@ class KubeClient:
         except ConfigError as error:
             raise KubeDenied(verb, path, _told(error)) from error
         if not reply.is_success:
-            raise _refusal(verb, path, reply, raw)
+            refusal = _refusal(verb, path, reply, raw)
+            self.denials.note(verb, path, refusal)
+            raise refusal
+        self.denials.note(verb, path, None)
         return _object(verb, path, raw)
 
 
