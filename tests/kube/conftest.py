@@ -13,6 +13,7 @@ from tests.kube.programs import NEWEST, OLDEST, require_namespace
 from tests.kube.town import Ground, Town, town
 
 NODE = "vast-gpu-node-1"
+pytest.register_assert_rewrite("tests.kube.losses")  # its asserts are those of tests
 
 
 @pytest.fixture(scope="session")
