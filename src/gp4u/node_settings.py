@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -228,6 +229,15 @@ class NodeGroup(Group):
         Field(gt=0, le=100_000),
         Variable("GP4U_NODE_MAX_PRICE", "USD/hour", "the most that a pod's annotation may allow"),
     ] = None
+    failed_usd_per_hour: Annotated[
+        Decimal,
+        Field(gt=0, le=1_000_000),
+        Variable(
+            "GP4U_NODE_FAILED_USD_PER_HOUR",
+            "USD",
+            "what failed pods of one controller may cost within an hour; then its others wait",
+        ),
+    ] = Decimal(10)
     service_variables: Annotated[
         Flag,
         Variable(

@@ -91,6 +91,7 @@ def policies_of(settings: Settings, *, address: str) -> dict[str, NodePolicy]:
             interruptible=each.is_spot,
             defaults=defaults,
             max_price_usd_per_hour=node.max_price,
+            failed_usd_per_hour=node.failed_usd_per_hour,
             taint=taint if node.taint_key else None,
             max_gpus=node.max_gpus,
             max_pods=node.max_pods,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from decimal import Decimal
 from enum import StrEnum
 
 from msgspec import Struct, field
@@ -52,6 +53,8 @@ class NodePolicy(Struct, frozen=True, kw_only=True):
     """What a pod that says nothing is rented by; live weights are in here."""
     max_price_usd_per_hour: float | None = None
     """Above this no pod of the node may ask."""
+    failed_usd_per_hour: Decimal | None = Decimal(10)
+    """What the failed pods of one controller may cost within an hour; None: no bound."""
     taint: Taint | None = field(default_factory=Taint)
     labels: Mapping[str, str] = field(default_factory=dict)
     """More labels for the Node object."""

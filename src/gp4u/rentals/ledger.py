@@ -274,6 +274,25 @@ class Ledger:
         """Return all rentals there ever were, oldest first."""
         return await self._select(sa.select(rentals.c.body).order_by(rentals.c.intended_at))
 
+    async def ended_since(self, since: datetime, *, kind: str) -> list[tuple[Rental, str]]:
+        """Return the rentals that are wanted no more and were open since then, in no order.
+
+        Each comes with the newest line of that kind in its history; who has none is left out.
+        """
+        ours = sa.and_(events.c.key == rentals.c.key, events.c.kind == kind)
+        newest = sa.select(sa.func.max(events.c.id)).where(ours).correlate(rentals)
+        lately = sa.select((moves := events.alias()).c.key).where(moves.c.at >= since.isoformat())
+        releasing = rentals.c.state == RentalState.RELEASING.value
+        released = rentals.c.state == RentalState.RELEASED.value
+        query = (
+            sa.select(rentals.c.body, events.c.text)
+            .join_from(rentals, events, events.c.id == newest.scalar_subquery())
+            .where(sa.or_(releasing, sa.and_(released, rentals.c.key.in_(lately))))
+        )
+        async with self.database.reading() as db:
+            found = await db.execute(query)
+        return [(_decode(body), text) for body, text in found.rows]
+
     async def events(self, key: str) -> list[LedgerEvent]:
         """Return a rental's history, oldest first."""
         query = sa.select(events.c.at, events.c.kind, events.c.text).where(events.c.key == key)

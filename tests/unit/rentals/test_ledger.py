@@ -305,3 +305,25 @@ async def test_another_database_is_refused_by_name() -> None:
     with pytest.raises(BadInput, match="GP4U_DATABASE_URL"):
         async with open_ledger("mysql://somewhere/db"):
             pass
+
+
+async def test_what_ended_lately_is_found_with_what_was_noted_of_it(ledger: Ledger) -> None:
+    """K16: by it a node knows, after a restart too, what the failed pods of an owner have cost."""
+    live, going, gone, old, plain = (intended(f"cli:{name}") for name in "abcde")
+    for each in (live, going, gone, old):
+        await ledger.intend(each, b"{}", note=("pod", f"for {each.owner}"))
+    await ledger.intend(plain, b"{}")
+    await ledger.note(gone.key, "pod", "adopted", at=after(1))
+    for each, seconds in ((going, 10), (gone, 4000), (old, 300), (plain, 4000)):
+        left = rentals.give_up(each, "asked", at=after(seconds))
+        await ledger.move(each, left, at=after(seconds))
+        if each is not going:
+            closed = rentals.close(left, at=after(seconds))
+            await ledger.move(left, closed, at=after(seconds))
+
+    found = await ledger.ended_since(after(3600), kind="pod")
+
+    assert {rental.key: text for rental, text in found} == {
+        going.key: "for cli:b",
+        gone.key: "adopted",
+    }

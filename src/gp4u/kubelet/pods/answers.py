@@ -28,6 +28,7 @@ from gp4u.kubelet.pods import wording
 from gp4u.kubelet.pods.memory import CREATING, Slot, Why
 from gp4u.kubelet.pods.renting import Withdrawn
 from gp4u.kubelet.pods.runs import missed
+from gp4u.kubelet.pods.spending import Overspent
 from gp4u.kubelet.pods.wording import News
 from gp4u.kubelet.spec.annotations import Wish
 from gp4u.model import Decision
@@ -100,6 +101,10 @@ def after_rent(
             text = clean(str(outcome), _TEXT)
             slot = replace(slot, why=Why("BudgetExceeded", text), rent_at_s=again_s)
             return slot, (News("Warning", "BudgetExceeded", text),)
+        case Overspent(wait_s=wait_s):
+            text, again_s = str(outcome), max(again_s, now_s + wait_s)
+            slot = replace(slot, why=Why("SpendCapReached", text), rent_at_s=again_s)
+            return slot, (News("Warning", "SpendCapReached", text),)
         case BadInput():
             text = clean(f"no market that has a fitting offer can run this: {outcome}", _TEXT)
             slot = replace(slot, why=Why("NoOffer", text), rent_at_s=again_s)

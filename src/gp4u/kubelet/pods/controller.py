@@ -28,10 +28,11 @@ from gp4u.kube.watch import Informer
 from gp4u.kubelet.held import Held, PodObject
 from gp4u.kubelet.logs.store import LogStore
 from gp4u.kubelet.pods import loss
-from gp4u.kubelet.pods.memory import has_begun, is_terminal
+from gp4u.kubelet.pods.memory import controller_of, has_begun, is_terminal
 from gp4u.kubelet.pods.parting import Parting
 from gp4u.kubelet.pods.renting import AT_ONCE, Looks, Patience, RentLane
 from gp4u.kubelet.pods.showing import Showing
+from gp4u.kubelet.pods.spending import NOTE, Spending, place, whose
 from gp4u.kubelet.pods.worker import Worker
 from gp4u.kubelet.policy import NodePolicy
 from gp4u.kubelet.services.publish import Publisher
@@ -89,7 +90,8 @@ class Controller:
         self._ledger, self._clock, self._random = ledger, clock, random
         self._client, self._informer, self._logs = client, informer, logs
         self._policy, self._providers = policy, providers
-        self.lane = RentLane(broker, at_once=max_rents)
+        spending = Spending(ledger, clock, lambda: policy().failed_usd_per_hour)
+        self.lane = RentLane(broker, spending=spending, at_once=max_rents)
         self.looks = Looks(reconciler, providers)
         self.parting = Parting(
             broker=broker,
@@ -230,8 +232,8 @@ class Controller:
         if self._group is None:
             return
         meta = pod["metadata"]
-        place = f"{self._home} {meta['namespace']}/{meta['name']}"
-        worker = self._make(pod, rentals, place=place)
+        named = f"{meta['namespace']}/{meta['name']}"
+        worker = self._make(pod, rentals, place=place(self._home, named, controller_of(pod)))
         self._workers[worker.uid] = worker
         self._group.create_task(self._see_through(worker))
 
@@ -306,8 +308,8 @@ class Controller:
 
     async def _is_podless(self, rental: Rental) -> bool:
         """Whether a rental was made for a pod of this very node, and that pod is gone."""
-        places = [e.text for e in await self._ledger.events(rental.key) if e.kind == "pod"]
-        home, _, named = places[-1].rpartition(" ") if places else ("", "", "")
+        places = [e.text for e in await self._ledger.events(rental.key) if e.kind == NOTE]
+        home, named, _ = whose(places[-1] if places else "")
         namespace, _, name = named.partition("/")
         if home != self._home or not name:
             return False  # of another node or cluster, which will see to it

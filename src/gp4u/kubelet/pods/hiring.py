@@ -64,6 +64,7 @@ class Hiring:
             Errand(
                 owner=self._now.owner(suffix),
                 namespace=self._now.pod["metadata"]["namespace"],
+                controller=self._now.controller,
                 demand=slot.demand,
                 workload=slot.workload,
                 avoid=frozenset((each[0], each[1]) for each in slot.avoid if each[2] > now_s),

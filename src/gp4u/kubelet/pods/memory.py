@@ -170,6 +170,15 @@ def is_terminal(pod: PodObject) -> bool:
     return pod.get("status", {}).get("phase") in TERMINAL
 
 
+def controller_of(pod: PodObject) -> str | None:
+    """Return the UID of what makes such pods; None for a bare one."""
+    for each in pod["metadata"].get("ownerReferences", ()):
+        if each.get("controller"):
+            uid: str = each["uid"]
+            return uid
+    return None
+
+
 def has_begun(pod: PodObject) -> bool:
     """Whether the API server knows of a container of it that ran."""
     return any(

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from gp4u.errors import Gp4uError, RateLimitExceeded
 from gp4u.kubelet.pods.runs import rent_wait_s
+from gp4u.kubelet.pods.spending import NOTE, Spending
 from gp4u.model import Demand, Workload
 from gp4u.rentals.broker import Broker, Dropped, Intended, Progress, Waiting
 from gp4u.rentals.reconcile import Reconciler
@@ -47,6 +48,8 @@ class Errand(Struct, kw_only=True):
 
     owner: str
     namespace: str
+    controller: str | None = None
+    """UID of what makes such pods."""
     demand: Demand
     workload: Workload
     avoid: Collection[tuple[str, str]]
@@ -62,8 +65,12 @@ class Errand(Struct, kw_only=True):
 class RentLane:
     """Rents for everybody, a few at a time."""
 
-    def __init__(self, broker: Broker, *, at_once: int = AT_ONCE) -> None:
+    def __init__(
+        self, broker: Broker, *, spending: Spending | None = None, at_once: int = AT_ONCE
+    ) -> None:
+        """`spending` has a say in what is rented for the pods of a controller."""
         self._broker, self._at_once, self._width = broker, at_once, float(at_once)
+        self._spending = spending
         self._lines: OrderedDict[str, deque[Errand]] = OrderedDict()
         self._under_way: dict[str, tuple[Errand, asyncio.Task[Rental | Exception]]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -133,6 +140,8 @@ class RentLane:
             errand.tell(progress)
 
         try:
+            if self._spending is not None:
+                await self._spending.check(errand.controller)
             while True:
                 try:
                     rental = await self._broker.rent(
@@ -141,7 +150,7 @@ class RentLane:
                         errand.workload,
                         wait=False,
                         avoid=errand.avoid,
-                        note=("pod", errand.place),
+                        note=(NOTE, errand.place),
                         tell=tell,
                     )
                     self._width = min(self._at_once, self._width + WIDER)

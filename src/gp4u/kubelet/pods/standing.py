@@ -16,7 +16,14 @@ from msgspec.structs import replace
 from gp4u.kube.events import EventRecorder
 from gp4u.kubelet.held import PodObject
 from gp4u.kubelet.pods import loss
-from gp4u.kubelet.pods.memory import Memory, Slot, acknowledged_at, is_terminal, stamp
+from gp4u.kubelet.pods.memory import (
+    Memory,
+    Slot,
+    acknowledged_at,
+    controller_of,
+    is_terminal,
+    stamp,
+)
 from gp4u.kubelet.pods.showing import Showing
 from gp4u.kubelet.pods.wording import News
 from gp4u.providers import bootstrap
@@ -104,11 +111,7 @@ class Standing:
     @property
     def controller(self) -> str | None:
         """UID of what makes such pods; None for a bare one."""
-        for each in self.pod["metadata"].get("ownerReferences", ()):
-            if each.get("controller"):
-                uid: str = each["uid"]
-                return uid
-        return None
+        return controller_of(self.pod)
 
     @property
     def is_renting(self) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 
 from gp4u.rentals.rental import RentalState
-from tests.unit.kubelet.cluster import Cluster, by, told
+from tests.unit.kubelet.cluster import Cluster, by, told, with_policy
 
 
 def terminated(cluster: Cluster, name: str = "a") -> tuple[int, str]:
@@ -241,5 +242,31 @@ def test_owners_of_failing_pods_have_to_wait(tmp_path: Path) -> None:
                 await cluster.until("Failed", name=name, within_s=3000)
             *_, before, last = await node.rentals()
             assert (last.intended_at - before.intended_at).total_seconds() >= 640
+
+    told(tale, tmp_path)
+
+
+def test_failing_pods_of_one_owner_cannot_spend_without_end(tmp_path: Path) -> None:
+    """K16: over the cap its pods wait, whoever runs the node by then, and go on within the hour."""
+
+    async def tale(cluster: Cluster) -> None:
+        cluster.market.programs.code = 1
+        with_policy(cluster, failed_usd_per_hour=Decimal("0.0002"))
+        async with cluster.node() as node:
+            cluster.create("a-0", restart="Never", owner=by("ReplicaSet"))
+            await cluster.until("Failed", name="a-0", within_s=300)
+            await cluster.until_nothing_costs()
+        async with cluster.node(seed=2) as node:
+            cluster.create("a-1", restart="Never", owner=by("ReplicaSet"))
+            cluster.create("b", restart="Never", owner=by("Job", "another"))
+            await cluster.until("Failed", name="b", within_s=300)
+            (text,) = cluster.messages("a-1", "SpendCapReached")
+            assert "GP4U_NODE_FAILED_USD_PER_HOUR allows $0.0002" in text
+            assert cluster.status("a-1")["phase"] == "Pending"
+            assert cluster.state("a-1")["waiting"] == {"reason": "SpendCapReached", "message": text}
+            assert len(await node.rentals()) == 2
+            await cluster.until("Failed", name="a-1", within_s=3700)
+            first, _, last = await node.rentals()
+            assert (last.intended_at - first.intended_at).total_seconds() > 1800
 
     told(tale, tmp_path)
