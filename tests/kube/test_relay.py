@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.processes import GP4U, clean_environ
 from tests.kube.controlplane import ControlPlane
 from tests.kube.manifests import PROGRAM, Manifest, pod, pod_spec
-from tests.kube.programs import Process
+from tests.kube.programs import Process, free_port
 from tests.kube.town import Ground, Town, new_address, town, until
 
 pytestmark = pytest.mark.timeout(240)
@@ -35,6 +35,16 @@ def relaying(plane: ControlPlane, tmp_path: Path) -> Iterator[Town]:
     env = {"GP4U_NODE_RELAY_IMAGE": "registry.test/gp4u:1"}
     switches = ("relay.enabled=true",)
     with town(plane, tmp_path, node="gp4u-relaying", switches=switches, **env) as running:
+        yield running
+
+
+@pytest.fixture
+def urls(plane: ControlPlane, tmp_path: Path) -> Iterator[Town]:
+    """A node over io.net's containers, which have a URL and no port, and that may make relays."""
+    env = {"GP4U_NODE_RELAY_IMAGE": "registry.test/gp4u:1", "IONET_API_FLAVOR": "caas"}
+    switches = ("relay.enabled=true",)
+    town_of = town(plane, tmp_path, node="gp4u-urls", switches=switches, markets=("ionet",), **env)
+    with town_of as running:
         yield running
 
 
@@ -66,6 +76,13 @@ def run_relay(ground: Ground, relay: Manifest, folder: Path, address: str) -> Pr
     name = relay["metadata"]["name"]
     ground.admitted("patch", "pod", name, "--subresource=status", "-p", patch)
     return process
+
+
+def led(ground: Ground) -> list[str]:
+    """Return where the cluster's own slices lead."""
+    found = ground.items("endpointslices", "-l", "kubernetes.io/service-name=web")
+    ends = [end for each in found for end in each["endpoints"] or []]
+    return [end["addresses"][0] for end in ends if end["conditions"]["ready"]]
 
 
 def answer(address: str) -> str:
@@ -101,18 +118,51 @@ def test_a_service_with_a_selector_leads_through_the_relay(relaying: Town, tmp_p
     process = run_relay(ground, relay, tmp_path, address)
     try:
         assert ground.wait_ready("web")["status"]["podIP"] == address
-
-        def led() -> list[str]:
-            found = ground.items("endpointslices", "-l", "kubernetes.io/service-name=web")
-            ends = [end for each in found for end in each["endpoints"] or []]
-            return [end["addresses"][0] for end in ends if end["conditions"]["ready"]]
-
-        assert until(led, "the cluster's own endpoints") == [address]
+        assert until(lambda: led(ground), "the cluster's own endpoints") == [address]
         assert json.loads(answer(f"{address}:{PORT}"))["port"] == PORT
         ground.admitted("delete", "pod", relay["metadata"]["name"], "--force", "--grace-period=0")
         relay_of(ground, uid, but=relay["metadata"]["uid"])
         ground.admitted("delete", "pod", "web", "--timeout=60s")
         until(lambda: not ground.items("pods"), "the relay to go with its pod")
         until(lambda: not ground.items("configmaps", "-l", "gp4u.io/relay-for"), "its routes")
+    finally:
+        process.kill()
+
+
+def test_a_machine_that_has_a_url_only_is_reached_inside_the_cluster(
+    urls: Town, tmp_path: Path
+) -> None:
+    """A client knows the Service and its port, and need not know of any market's gateway."""
+    ground, address = urls.namespace("urls"), new_address()
+    ground.apply(SERVICE)
+    ground.apply(
+        pod("web", pod_spec(urls.node, PROGRAM, ports=[PORT]), annotations={"relay": "true"})
+    )
+    uid = until(lambda: ground.find("pod", "web"), "the pod")["metadata"]["uid"]
+    relay = until(
+        lambda: ground.items("pods", "-l", f"gp4u.io/relay-for={uid}"),
+        "the relay",
+        lambda: ground.tell("web"),
+        patience_s=150,
+    )[0]
+    [rental] = urls.open_rentals()
+    [end] = rental.endpoints
+    assert (end.container_port, bool(end.url)) == (PORT, True)
+    process = run_relay(ground, relay, tmp_path, address)
+    try:
+        assert ground.wait_ready("web")["status"]["podIP"] == address
+        assert until(lambda: led(ground), "the cluster's own endpoints") == [address]
+        assert json.loads(answer(f"{address}:{PORT}"))["port"] == PORT
+        port = free_port()
+        words = [ground.plane.kubectl_path, "-n", ground.name, "port-forward", "service/web"]
+        forward = Process(
+            "forward", [*words, f"{port}:80"], env=ground.plane.kubectl_env(), folder=tmp_path
+        )
+        forward.start()
+        try:
+            forward.hear(r"Forwarding from 127\.0\.0\.1")
+            assert json.loads(answer(f"127.0.0.1:{port}"))["port"] == PORT
+        finally:
+            forward.kill()
     finally:
         process.kill()
