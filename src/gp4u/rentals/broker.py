@@ -46,6 +46,7 @@ from gp4u.rentals.ledger import Ledger
 from gp4u.rentals.reconcile import Reconciler
 from gp4u.rentals.rental import Hopeless, Rental, RentalState
 from gp4u.rentals.shopping import Shopping
+from gp4u.rentals.widening import WiderLook
 
 COOL_S: Final = 60.0
 """An offer that was gone, or that we have got, is not tried again for so long."""
@@ -162,6 +163,7 @@ class Broker:
         self._reconciler, self._clock, self._random = reconciler, clock, random
         self._max_offer_age_s, self._allow_unlabelled = max_offer_age_s, allow_unlabelled
         self._budget, self._encode = budget, encode or _as_json
+        self._wider = WiderLook(book)
         self._cooling: dict[tuple[str, str], tuple[float, datetime]] = {}
         """Offer to the loop time until which it is left alone, and to when it was gone."""
         self._trying: set[tuple[str, str]] = set()
@@ -171,13 +173,19 @@ class Broker:
         """Return the explained choice over the book's newest offers; changes nothing.
 
         Where all that was heard is that the markets were asked too often, they are asked again for
-        `SEARCH_PATIENCE_S`: Vast.ai takes ten searches a minute from one address.
+        `SEARCH_PATIENCE_S`: Vast.ai takes ten searches a minute from one address. Where a market's
+        own search left everything out, a wider one says what would have to give way.
         """
         snapshot = await self._offers(demand, tell)
         decision = await self._decide_over(snapshot, demand)
         if decision.best is None and _is_old(snapshot, decision.decided_at):
             self._book.invalidate()
-            decision = await self._decide_over(await self._offers(demand, tell), demand)
+            snapshot = await self._offers(demand, tell)
+            decision = await self._decide_over(snapshot, demand)
+        if decision.best is None:
+            wider = await self._wider.add_to(snapshot, demand.requirements)
+            if wider is not snapshot:
+                decision = await self._decide_over(wider, demand)
         return decision
 
     async def _offers(self, demand: Demand, tell: Tell) -> Snapshot:

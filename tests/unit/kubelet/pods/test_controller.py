@@ -124,6 +124,20 @@ def test_a_pod_without_an_offer_waits_and_says_why(tmp_path: Path) -> None:
     told(tale, tmp_path)
 
 
+def test_a_pod_whose_gpus_no_machine_has_is_told_what_would_do(tmp_path: Path) -> None:
+    """L4: the market leaves such machines out of its answer, so there is nothing to explain by."""
+
+    async def tale(cluster: Cluster) -> None:
+        async with cluster.node():
+            many = {"resources": {"limits": {"nvidia.com/gpu": "64"}}}
+            cluster.create("a", containers=[many])
+            await asyncio.sleep(60)
+            (text,) = set(cluster.messages("a", "NoOffer"))
+            assert "gpu_count == 64 alone keeps out" in text, text
+
+    told(tale, tmp_path)
+
+
 def test_a_pod_that_waits_too_long_for_an_offer_fails_if_it_says_so(tmp_path: Path) -> None:
     """Somebody else may place it elsewhere; without the annotation it would wait for ever."""
     wish = {"gp4u.io/max-price": "0.0001", "gp4u.io/max-wait": "90s"}
