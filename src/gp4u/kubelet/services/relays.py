@@ -1,8 +1,9 @@
 """Keeps a relay for each pod that wants one, and tells the address that it gives the pod.
 
 Hides that a relay is a pod of its own, with a life of its own: it is made once the machine's
-endpoints are known, its routes follow them, and it goes with the pod it serves (the cluster's
-garbage collector sees to that). What it is made of is `relay_pod.py`'s, what it runs `relay.py`'s.
+endpoints are known, its routes follow them, it is made anew when it ended or was drained, and it
+goes with the pod it serves (the cluster's garbage collector sees to that). What it is made of is
+`relay_pod.py`'s, what it runs `relay.py`'s.
 
 A pod without a relay has the node's own address, as one on the host network would: many clients
 wait until a pod has any.
@@ -12,12 +13,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from random import Random
 from typing import Any, Final
 
 import structlog
+from msgspec import Struct
 
-from gp4u.errors import BadInput, KubeDenied, KubeError, KubeExists
+from gp4u.errors import (
+    BadInput,
+    KubeAbsent,
+    KubeConflict,
+    KubeDenied,
+    KubeError,
+    KubeExists,
+)
 from gp4u.kube import paths
 from gp4u.kube.client import KubeClient, PatchKind
 from gp4u.kube.events import EventRecorder
@@ -34,10 +44,28 @@ from gp4u.kubelet.services.relay_pod import (
 )
 from gp4u.kubelet.spec.annotations import wish_of
 from gp4u.model import Endpoint
+from gp4u.telemetry import clean
 
 LOOK_S: Final = 5.0
 """Between two looks at what pods want."""
+OVER: Final = ("Succeeded", "Failed")
 FAILED: Final = "RelayFailed"
+ENDED: Final = "RelayEnded"
+END_WAIT_S: Final = (5.0, 300.0)
+"""First and longest wait before another relay takes the place of one that ended."""
+STEADY_S: Final = 600.0
+"""One that ends so long after the last one began to be replaced starts with the first wait."""
+
+
+class _End(Struct, frozen=True, kw_only=True):
+    """A relay's pod that will not run again."""
+
+    relay: str
+    """Its UID."""
+    why: str
+    in_a_row: int
+    again_s: float
+    """Loop time from which it is replaced."""
 
 
 class Relays:
@@ -62,6 +90,8 @@ class Relays:
         self._made: dict[str, Mapping[str, Any]] = {}
         """UID to the routes that its relay was told last."""
         self._told: dict[str, str] = {}
+        self._ends: dict[str, _End] = {}
+        """UID to the last relay of that pod which ended."""
         self._informer = Informer(
             client,
             paths.pods(),
@@ -87,9 +117,9 @@ class Relays:
                 for held in self._pods().all():
                     await self._serve(held)
                 there = {held.uid for held in self._pods().all()}
-                for uid in set(self._made) - there:
-                    del self._made[uid]
-                    self._told.pop(uid, None)
+                for known in (self._made, self._told, self._ends):
+                    for uid in known.keys() - there:
+                        del known[uid]
                 await asyncio.sleep(LOOK_S)
 
     async def _serve(self, held: Held) -> None:
@@ -97,9 +127,12 @@ class Relays:
         if held.leaving or not relay_routes(endpoints) or not self._wants(held):
             return
         config = relay_config(held.pod, endpoints)
-        if self._made.get(held.uid) == config["data"]:
+        ended = self._ended(held)
+        if ended is None and self._made.get(held.uid) == config["data"]:
             return
         try:
+            if ended is not None:
+                await self._clear(held, ended)
             await self._put(held, config, endpoints)
         except KubeError as error:
             kind = "denied" if isinstance(error, KubeDenied) else "failed"
@@ -111,6 +144,22 @@ class Relays:
             return
         self._made[held.uid] = config["data"]
         self._told.pop(held.uid, None)
+
+    def _ended(self, held: Held) -> _End | None:
+        """Return the pod's relay if it ended, is still there, and is due to be replaced."""
+        end = self._ends.get(held.uid)
+        relay = None if end is None else self._informer.objects.get(end.relay)
+        if end is None or relay is None or "deletionTimestamp" in relay["metadata"]:
+            return None
+        return end if asyncio.get_running_loop().time() >= end.again_s else None
+
+    async def _clear(self, held: Held, end: _End) -> None:
+        """Make room: the next one bears the same name."""
+        path = paths.pod(held.namespace, relay_name(held.pod))
+        with suppress(KubeAbsent, KubeConflict):
+            await self._client.delete(path, uid=end.relay, grace_s=0)
+        text = f"the relay ended ({end.why}); another one takes its place"
+        self._recorder.tell(held.pod, "Warning", ENDED, text)
 
     async def _put(
         self, held: Held, config: Mapping[str, Any], endpoints: tuple[Endpoint, ...]
@@ -144,6 +193,8 @@ class Relays:
         uid = (relay["metadata"].get("labels") or {}).get(RELAY_FOR, "")
         if new is None:
             self._made.pop(uid, None)  # somebody drained its node: it is made anew
+        elif (new.get("status") or {}).get("phase") in OVER:
+            self._note_end(uid, new)
         address = relay_address(new) if new is not None else None
         if self._addresses.get(uid) == address:
             return
@@ -152,6 +203,22 @@ class Relays:
         else:
             self._addresses[uid] = address
         self._wake(uid)
+
+    def _note_end(self, uid: str, relay: Mapping[str, Any]) -> None:
+        known, now_s = self._ends.get(uid), asyncio.get_running_loop().time()
+        if known is not None and known.relay == relay["metadata"]["uid"]:
+            return
+        steady = known is None or now_s - known.again_s >= STEADY_S
+        in_a_row = 1 if known is None or steady else known.in_a_row + 1
+        first_s, most_s = END_WAIT_S
+        status = relay["status"]
+        told = (status["phase"], status.get("reason"), status.get("message"))
+        self._ends[uid] = _End(
+            relay=relay["metadata"]["uid"],
+            why=clean(": ".join(filter(None, told)), 300),
+            in_a_row=in_a_row,
+            again_s=now_s + min(most_s, first_s * 2.0 ** min(in_a_row - 1, 16)),
+        )
 
 
 def _endpoints(held: Held) -> tuple[Endpoint, ...]:
