@@ -338,6 +338,13 @@ METRICS: Final = (
         "Time until its serving certificate expires",
     ),
     Metric(
+        "Node",
+        "gp4u_node_certificate_lifetime_seconds",
+        "gauge",
+        ("node",),
+        "How long its serving certificate is good for in all; the next one is asked for after 70 %",
+    ),
+    Metric(
         "Process", "gp4u_ready", "gauge", (), "1 where `/readyz` would say ready at this scrape"
     ),
     Metric(

@@ -214,6 +214,7 @@ class Metrics:
         heartbeat_s: float,
         watch_s: float,
         certificate_s: float,
+        certificate_life_s: float,
     ) -> None:
         """Show a node as it is now; `pods` maps phases to how many there are."""
         for phase in PHASES:
@@ -224,6 +225,7 @@ class Metrics:
         self._set("gp4u_node_heartbeat_age_seconds", heartbeat_s, node)
         self._set("gp4u_node_watch_age_seconds", watch_s, node)
         self._set("gp4u_node_certificate_seconds", certificate_s, node)
+        self._set("gp4u_node_certificate_lifetime_seconds", certificate_life_s, node)
 
     # --- the process ---
 

@@ -208,6 +208,7 @@ class Standing:
             self._keeper.offered,
         )
         left = until - self._clock.now() if until is not None else timedelta()
+        life = self._certificates.lifetime or timedelta()
         metrics.node(
             self._name,
             pods=self._controller.phases(),
@@ -217,6 +218,7 @@ class Standing:
             heartbeat_s=0.0 if beat is None else now - beat,
             watch_s=self._informer.heard_s,
             certificate_s=left.total_seconds(),
+            certificate_life_s=life.total_seconds(),
         )
 
 

@@ -45,8 +45,10 @@ PENDING_S: Final = 3300.0
 FIRST_POLL_S, LAST_POLL_S = 1.0, 60.0
 AGAIN_S: Final = 30.0
 DECLINED_S: Final = 1800.0
-RENEW_BETWEEN: Final = (0.7, 0.9)
-"""Of a certificate's life, when the next one is asked for."""
+DENIED_S: Final = (10.0, 120.0)
+"""First and longest wait where we may not ask: whoever mends the role looks whether it helped."""
+RENEW_BETWEEN: Final = (0.7, 0.8)
+"""Of a certificate's life, when the next one is asked for; the alert is on what is left later."""
 _SAVED: Final = "kubelet-serving.pem"
 
 
@@ -84,6 +86,8 @@ class Certificates:
         self._pair: Pair | None = None
         self._made: tuple[Pair, bytes | None, ssl.SSLContext] | None = None
         self._renew_at: datetime | None = None
+        self._denials = 0
+        """Times in a row that we were not allowed to ask."""
         self.source = ""
         """`files`, `cluster` or `self-signed`."""
 
@@ -91,6 +95,11 @@ class Certificates:
     def until_at(self) -> datetime | None:
         """When what is in force expires."""
         return None if self._pair is None else self._pair.until_at
+
+    @property
+    def lifetime(self) -> timedelta | None:
+        """How long what is in force is good for, from its first moment to its last."""
+        return None if self._pair is None else self._pair.until_at - self._pair.from_at
 
     def context(self) -> ssl.SSLContext:
         """Return what the next connection is served with."""
@@ -165,23 +174,35 @@ class Certificates:
         address = self._address()
         try:
             pair = await self._asked(self._client, address)
-        except (Declined, KubeDenied) as error:
-            structlog.get_logger().warning(
-                "certificate_not_signed", reason=str(error), serving=self.source
-            )
+        except KubeDenied as error:
+            self._denials += 1
+            if self._denials == 1:
+                self._not_signed(error)
+            first_s, most_s = DENIED_S
+            return min(most_s, first_s * 2.0 ** min(self._denials - 1, 10))
+        except Declined as error:
+            self._denials = 0
+            self._not_signed(error)
             return DECLINED_S
         except (KubeError, BadInput) as error:
             structlog.get_logger().info("certificate_not_signed_yet", reason=str(error))
             return AGAIN_S
+        self._denials = 0
         self._use(pair, "cluster")
         self._save(pair)
         return LOOK_S
+
+    def _not_signed(self, error: Exception) -> None:
+        structlog.get_logger().warning(
+            "certificate_not_signed", reason=str(error), serving=self.source
+        )
 
     async def _asked(self, client: KubeClient, address: str) -> Pair:
         """Ask the cluster for a certificate and wait for it.
 
         Raises:
             Declined: it will not be signed.
+            KubeDenied: we may not ask.
             KubeError: the request could not be made, or is gone.
             BadInput: what was signed is of no use.
         """
@@ -231,6 +252,11 @@ class Certificates:
                 status = (await client.get(signing_request(name))).get("status") or {}
             except KubeUnavailable:
                 status = {}
+            except KubeDenied as error:
+                # It was made, and we may not see it: another request would help nobody.
+                if not self._denials:
+                    self._not_signed(error)
+                self._denials, status = 1, {}
             for each in status.get("conditions") or ():
                 if each.get("type") in ("Denied", "Failed"):
                     told = f"{each['type']}: {each.get('reason', '')} {each.get('message', '')}"
@@ -270,7 +296,7 @@ class Certificates:
 
     def _ends_soon(self, pair: Pair) -> bool:
         left = pair.until_at - self._clock.now()
-        return left < (1 - RENEW_BETWEEN[1]) * (pair.until_at - pair.from_at)
+        return left < (1 - RENEW_BETWEEN[0]) * (pair.until_at - pair.from_at)
 
     def _take_saved(self) -> bool:
         if self._saved is None or not self._saved.exists():

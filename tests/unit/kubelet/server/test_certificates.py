@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
+from structlog.testing import capture_logs
 
 from gp4u.clock import Clock
 from gp4u.errors import BadInput
@@ -143,7 +144,7 @@ def test_it_serves_at_once_and_better_as_soon_as_it_is_signed() -> None:
 
 
 def test_a_certificate_is_replaced_before_it_ends() -> None:
-    """The next one is asked for after 70 to 90 % of its life, and used without a restart."""
+    """The next one is asked for after 70 to 80 % of its life, and used without a restart."""
 
     async def inside() -> None:
         api = KubeApi()
@@ -165,7 +166,8 @@ def test_a_certificate_is_replaced_before_it_ends() -> None:
                 assert until is not None
                 await asyncio.sleep(6.9 * day)
                 assert certificates.until_at == until
-                await asyncio.sleep(2.2 * day)
+                assert certificates.lifetime == timedelta(days=10)
+                await asyncio.sleep(1.2 * day)
                 later = certificates.until_at
                 assert later is not None
                 assert later > until
@@ -239,9 +241,46 @@ def test_without_the_right_to_ask_it_still_serves() -> None:
             async def work() -> None:
                 await asyncio.sleep(3600)
                 assert certificates.source == "self-signed"
-                assert len(api.told("create", REQUESTS)) <= 3
+                assert len(api.told("create", REQUESTS)) <= 35
 
-            await beside(work, certificates.run())
+            with capture_logs() as said:
+                await beside(work, certificates.run())
+            told = [each for each in said if each["event"] == "certificate_not_signed"]
+            assert len(told) == 1, "what goes on is told once"
+
+    run_virtual(inside)
+
+
+@pytest.mark.parametrize("after_s", [25.0, 3600.0])
+@pytest.mark.parametrize("verb", ["create", "get"])
+def test_a_right_that_is_given_later_is_noticed_within_two_minutes(
+    verb: str, after_s: float
+) -> None:
+    """An operator mends the role, and looks whether that was it."""
+
+    async def inside() -> None:
+        api = KubeApi()
+        fault = api.deny(verb, REQUESTS)
+        async with api.client() as client:
+            certificates = certificates_of(client)
+            certificates.begin()
+
+            async def sign() -> None:
+                while True:
+                    for each in requests(api):
+                        if not (each.get("status") or {}).get("certificate"):
+                            approve(api, each["metadata"]["name"])
+                    await asyncio.sleep(1)
+
+            async def work() -> None:
+                await asyncio.sleep(after_s)
+                assert certificates.source == "self-signed"
+                fault.lift()
+                await asyncio.sleep(125)
+                assert certificates.source == "cluster"
+                assert len(requests(api)) <= 2, "each of them waits for somebody's word"
+
+            await beside(work, certificates.run(), sign())
 
     run_virtual(inside)
 
