@@ -40,6 +40,7 @@ from gp4u.kubelet.node.node import NodeKeeper
 from gp4u.kubelet.node.outlook import MarketOutlook
 from gp4u.kubelet.pods.controller import Controller
 from gp4u.kubelet.policy import NodePolicy, OnLoss, Taint, Tier
+from gp4u.kubelet.probes.tally import ProbeTally
 from gp4u.kubelet.server.auth import Open, Reviewer
 from gp4u.kubelet.server.certificates import Certificates
 from gp4u.kubelet.server.health import tell_health
@@ -270,6 +271,7 @@ class Process:
             for name in policies
         }
         self._pods = {name: PodsNow() for name in policies}
+        self._tallies = {name: ProbeTally() for name in policies}
         self._page: Callable[[], Awaitable[bytes]] = _empty_page
         self._standing: dict[str, Standing] = {}
         """Of the nodes that this process is now; empty while it stands by."""
@@ -308,6 +310,7 @@ class Process:
             certificates=certificates,
             clock=self._clock,
             metrics_text=self._metrics_page,
+            probes_text=self._tallies[name].text,
             checks={"node": lambda: self._trouble_of(name)},
             allow_loopback=self._settings.allow_loopback,
         )
@@ -458,6 +461,7 @@ class Process:
             writer=writer,
             policy=policy,
             max_rents=self._settings.node.max_rents,
+            tally=self._tallies[name],
             allow_unlabelled=self._settings.allow_unlabelled,
             pod_ip=relays.address,
             allow_loopback=self._settings.allow_loopback,

@@ -135,3 +135,21 @@ def test_the_same_name_made_again_is_another_pod(ground: Ground) -> None:
     ground.wait_ready("db-0")
     until(lambda: not held_by(ground.town, first), "the first machine to be released")
     assert len(held_by(ground.town, second)) == 1
+
+
+def test_what_probes_brought_is_told_as_a_kubelet_tells_it(ground: Ground) -> None:
+    """Alerts on probes that fail read it from every node, by the API server."""
+    probe = {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1, "timeoutSeconds": 5}
+    spec = pod_spec(ground.town.node, PROGRAM, ports=[8000], container={"readinessProbe": probe})
+    ground.apply(pod("asked", spec))
+    uid = ground.wait_ready("asked")["metadata"]["uid"]
+
+    def page() -> str:
+        path = f"/api/v1/nodes/{ground.town.node}/proxy/metrics/probes"
+        return ground.plane.admitted("get", "--raw", path)
+
+    about = f'container="main",namespace="{ground.name}",pod="asked",pod_uid="{uid}"'
+    row = f'prober_probe_total{{{about},probe_type="Readiness",result="successful"}} '
+    assert row in page()
+    ground.admitted("delete", "pod", "asked", "--timeout=60s")
+    until(lambda: uid not in page(), "its counts to go with it")

@@ -20,6 +20,7 @@ from gp4u.kubelet.held import PodObject
 from gp4u.kubelet.pods.inside import can_run, run_inside
 from gp4u.kubelet.pods.memory import Memory
 from gp4u.kubelet.probes.probing import ContainerProber, Target
+from gp4u.kubelet.probes.tally import ProbeTally
 from gp4u.model import Protocol
 from gp4u.providers.contract import Provider
 from gp4u.rentals.rental import Rental
@@ -66,6 +67,8 @@ class Checks:
     def __init__(
         self,
         *,
+        pod: PodObject,
+        tally: ProbeTally,
         rental_of: Callable[[str], Rental | None],
         providers: Mapping[str, Provider],
         clock: Clock,
@@ -74,7 +77,8 @@ class Checks:
         warn: Warn,
         allow_loopback: bool,
     ) -> None:
-        """`rental_of` maps a container to the rental that runs it now."""
+        """`rental_of` maps a container to the rental that runs it now; `pod` is whose they are."""
+        self._pod, self._tally = pod, tally
         self._rental_of, self._providers = rental_of, providers
         self._clock, self._random = clock, random
         self._tell, self._warn, self._allow_loopback = tell, warn, allow_loopback
@@ -122,6 +126,7 @@ class Checks:
             random=self._random,
             tell=self._tell,
             warn=partial(self._warn, name),
+            count=partial(self._tally.count, self._pod, name),
             started_at=probed.started_at,
             started=probed.started,
             ready=probed.ready,

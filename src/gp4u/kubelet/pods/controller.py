@@ -28,6 +28,7 @@ from gp4u.kube.watch import Informer
 from gp4u.kubelet.held import Held, PodObject
 from gp4u.kubelet.logs.store import LogStore
 from gp4u.kubelet.pods import loss
+from gp4u.kubelet.pods.checks import Checks
 from gp4u.kubelet.pods.memory import controller_of, has_begun, is_terminal
 from gp4u.kubelet.pods.parting import Parting
 from gp4u.kubelet.pods.renting import AT_ONCE, Looks, Patience, RentLane
@@ -35,6 +36,7 @@ from gp4u.kubelet.pods.showing import Showing
 from gp4u.kubelet.pods.spending import NOTE, Spending, place, whose
 from gp4u.kubelet.pods.worker import Worker
 from gp4u.kubelet.policy import NodePolicy
+from gp4u.kubelet.probes.tally import ProbeTally
 from gp4u.kubelet.services.publish import Publisher
 from gp4u.kubelet.spec.references import Objects
 from gp4u.kubelet.status.writer import StatusWriter
@@ -76,13 +78,15 @@ class Controller:
         writer: StatusWriter,
         policy: Callable[[], NodePolicy],
         max_rents: int = AT_ONCE,
+        tally: ProbeTally | None = None,
         allow_unlabelled: bool = False,
         allow_loopback: bool = False,
         pod_ip: Callable[[Held], str | None] = lambda _: None,
     ) -> None:
         """`informer` watches the pods of the node, and tells `on_change` of them.
 
-        `max_rents` is how many calls that rent are under way at a time.
+        `max_rents` is how many calls that rent are under way at a time; `tally` counts the results
+        of probes.
 
         `pod_ip` gives the address inside the cluster that leads to a pod, if there is one; who
         changes its answer calls `wake`.
@@ -90,6 +94,7 @@ class Controller:
         self._ledger, self._clock, self._random = ledger, clock, random
         self._client, self._informer, self._logs = client, informer, logs
         self._policy, self._providers = policy, providers
+        self._tally = tally or ProbeTally()
         spending = Spending(ledger, clock, lambda: policy().failed_usd_per_hour)
         self.lane = RentLane(broker, spending=spending, at_once=max_rents)
         self.looks = Looks(reconciler, providers)
@@ -136,7 +141,14 @@ class Controller:
             follow=self._follow,
             taken_gpus=self._taken_gpus,
             look_s=self._look_s,
-            allow_loopback=allow_loopback,
+            checks=partial(
+                Checks,
+                tally=self._tally,
+                providers=providers,
+                clock=clock,
+                random=random,
+                allow_loopback=allow_loopback,
+            ),
         )
         self._workers: dict[str, Worker] = {}
         self._uids: dict[str, str] = {}
@@ -240,6 +252,7 @@ class Controller:
     async def _see_through(self, worker: Worker) -> None:
         await worker.run()
         del self._workers[worker.uid]
+        self._tally.forget(worker.uid)
         for key in [key for key, uid in self._uids.items() if uid == worker.uid]:
             del self._uids[key]
         back = self._informer.objects.get(worker.uid)

@@ -109,7 +109,7 @@ class Worker:
         taken_gpus: Callable[[str], int],
         look_s: Callable[[str], float],
         place: str,
-        allow_loopback: bool,
+        checks: Callable[..., Checks],
     ) -> None:
         """`rentals` are those of the pod that the ledger has open, and the newest that ended.
 
@@ -130,14 +130,8 @@ class Worker:
         self._resync_at = 0.0
         self._grace: asyncio.Timeout | None = None
         self._stopped = self._deleted = False
-        self._checks = Checks(
-            rental_of=self._now.rental_of,
-            providers=providers,
-            clock=clock,
-            random=random,
-            tell=self._awake.set,
-            warn=self._now.warn,
-            allow_loopback=allow_loopback,
+        self._checks = checks(
+            pod=pod, rental_of=self._now.rental_of, tell=self._awake.set, warn=self._now.warn
         )
         self._hiring = Hiring(
             self._now,

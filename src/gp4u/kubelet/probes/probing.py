@@ -147,7 +147,7 @@ class ContainerProber:
     """Probes one run of one container; a restart of it wants a new prober.
 
     `tell` is called, in the loop, after `started`, `ready` or `restart_wanted` has changed; `warn`
-    gets reason and message of what belongs into an Event.
+    gets reason and message of what belongs into an Event, `count` what each question brought.
     """
 
     def __init__(
@@ -160,6 +160,7 @@ class ContainerProber:
         random: Random,
         tell: Callable[[], None],
         warn: Callable[[str, str], None],
+        count: Callable[[Kind, Answer | None], None] = lambda _kind, _answer: None,
         started_at: datetime | None = None,
         started: bool = False,
         ready: bool = False,
@@ -167,6 +168,7 @@ class ContainerProber:
     ) -> None:
         self._container, self._target, self._exec = container, target, exec_
         self._clock, self._random, self._tell, self._warn = clock, random, tell, warn
+        self._count = count
         self._probes = {kind: probe_of(container, kind) for kind in Kind}
         self._outside = Outside(allow_loopback=allow_loopback)
         self._adopted = started
@@ -228,7 +230,13 @@ class ContainerProber:
             await beats.next()
 
     async def _ask(self, probe: Probe) -> Answer | None:
-        """Put one question and tell of trouble; None: nobody knows, so it counts for nothing."""
+        """Put one question; None: nobody knows, so it counts for nothing."""
+        answer = await self._answer(probe)
+        self._count(probe.kind, answer)
+        return answer
+
+    async def _answer(self, probe: Probe) -> Answer | None:
+        """Put one question and tell of trouble."""
         title = probe.kind.capitalize()
         try:
             async with asyncio.timeout(probe.timeout_s):
