@@ -12,10 +12,11 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
-from urllib.parse import urlsplit
 
 from gp4u.errors import BadInput, Refused, Unavailable
 from gp4u.kubelet.held import ContainerState, Held, Run
+from gp4u.kubelet.probes.calls import Place, place_of
+from gp4u.kubelet.services.by_name import NamedLink
 from gp4u.kubelet.streams.links import CONNECT_S, READ_BYTES, TcpLink
 from gp4u.model import Endpoint, Protocol
 from gp4u.providers.contract import Ability, Finished, Provider
@@ -25,7 +26,6 @@ from gp4u.rentals.rental import Rental
 
 ONE_SHOT_S: Final = 3600.0
 ONE_SHOT_INPUT: Final = 1024 * 1024
-_PORTS: Final = {"http": 80, "https": 443}
 
 
 def waits(held: Held, state: ContainerState) -> str:
@@ -115,12 +115,17 @@ class WaysIn:
         raise BadInput("port", number, f"is not published; published ports are: {told}")
 
     async def _published(self, endpoint: Endpoint) -> Link:
-        host, port, tls = endpoint.host, endpoint.port, None
+        place: Place | None = Place(host=endpoint.host, port=endpoint.port)
         if endpoint.url:
-            parts = urlsplit(endpoint.url)
-            host = parts.hostname or host
-            port = parts.port or _PORTS.get(parts.scheme, endpoint.port)
-            tls = ssl.create_default_context() if parts.scheme == "https" else None
+            place = place_of(endpoint.url)
+        if place is None:
+            raise Unavailable("gp4u", "connect", "the published address cannot be called")
+        link = await self._connected(place)
+        return NamedLink(link, place) if place.by_name else link
+
+    async def _connected(self, place: Place) -> Link:
+        host, port = place.host, place.port
+        tls = ssl.create_default_context() if place.tls else None
         where = f"{host}:{port}"
         try:
             async with asyncio.timeout(CONNECT_S):

@@ -1,10 +1,10 @@
 """A relay: listens on a pod's container ports inside the cluster, and leads to its machine outside.
 
 Hides copying in both directions, half-closed connections, and what an HTTP address wants that a
-plain port does not: TLS, and requests that ask for its own name. It exists for markets that publish
-URLs only, and for everything in a cluster that dials a pod's address and the container's port. It
-holds no credentials and knows no market; what leads where is a file, which is read anew when it
-changes. The pod that it runs in is described by `relay_pod.py`.
+plain port does not: TLS, and requests that ask for its own name (`by_name.py`). It exists for
+markets that publish URLs only, and for everything in a cluster that dials a pod's address and the
+container's port. It holds no credentials and knows no market; what leads where is a file, which is
+read anew when it changes. The pod that it runs in is described by `relay_pod.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from gp4u.errors import BadInput
 from gp4u.kubelet.probes.calls import Place, place_of
+from gp4u.kubelet.services.by_name import MAX_HEAD, NotRelayed, renamed
 from gp4u.providers.http import addresses_of, may_connect
 from gp4u.telemetry import clean
 
@@ -36,10 +37,8 @@ IDLE_S: Final = 3600.0
 """A connection on which nothing moves for so long is given up."""
 REREAD_S: Final = 2.0
 _PIECE: Final = 64 * 1024
-_MAX_HEAD: Final = 64 * 1024
 _MAX_FILE: Final = 1024 * 1024
 _MAX_PORT: Final = 65535
-_REPLACED: Final = frozenset({b"host", b"connection", b"keep-alive", b"proxy-connection"})
 
 
 class Route(Struct, frozen=True, order=True):
@@ -151,7 +150,7 @@ class Relay:
                     self._taking(route, listener, group),
                     self._host,
                     route.listen_port,
-                    limit=_MAX_HEAD,
+                    limit=MAX_HEAD,
                 )
             except OSError as error:
                 self._log.error("relay_cannot_listen", port=route.listen_port, problem=str(error))
@@ -201,7 +200,7 @@ class Relay:
             head = b""
             if place.by_name:
                 async with asyncio.timeout(HEAD_S):
-                    head = _renamed(await reader.readuntil(b"\r\n\r\n"), place)
+                    head = renamed(await reader.readuntil(b"\r\n\r\n"), place)
             back, there = await self._connect(place)
             there.write(head)
             beat = _Beat()
@@ -216,7 +215,12 @@ class Relay:
                 else:
                     await one
                 watch.cancel()
-        except* (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, _Refused) as told:
+        except* (
+            OSError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+            NotRelayed,
+        ) as told:
             problem = told.exceptions[0]
             self._log.debug("relay_connection_failed", to=route.target, problem=str(problem))
             if place is not None and place.by_name and there is None:
@@ -233,16 +237,16 @@ class Relay:
 
         Raises:
             OSError: none answers in time.
-            _Refused: one of them is none that a market may lead us to.
+            NotRelayed: one of them is none that a market may lead us to.
         """
         async with asyncio.timeout(CONNECT_S):
             try:
                 addresses = await addresses_of(place.host, place.port)
             except ValueError as error:
-                raise _Refused("the name cannot be one") from error
+                raise NotRelayed("the name cannot be one") from error
             for address in addresses:
                 if not may_connect(address, allow_loopback=self._allow_loopback):
-                    raise _Refused(f"the address {address} is not public")
+                    raise NotRelayed(f"the address {address} is not public")
             problem: OSError = ConnectionError("the name has no address")
             for address in addresses:
                 try:
@@ -277,7 +281,7 @@ class Relay:
         def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             group.create_task(answer(reader, writer))
 
-        server = await asyncio.start_server(take, self._host, port, limit=_MAX_HEAD)
+        server = await asyncio.start_server(take, self._host, port, limit=MAX_HEAD)
         self._doors.append(server)
         self.health = server.sockets[0].getsockname()[:2]
 
@@ -307,10 +311,6 @@ async def run_relay(
             except BadInput as error:
                 told(f"the routes stay as they were: {error}")
     raise AssertionError("the group ends by cancellation alone")
-
-
-class _Refused(Exception):
-    """A connection that is not made, whoever asks for it."""
 
 
 class _Listener:
@@ -353,26 +353,6 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, beat
         await writer.drain()
     if writer.can_write_eof():
         writer.write_eof()
-
-
-def _renamed(head: bytes, place: Place) -> bytes:
-    """Return a request's head as the machine's market wants it: by its name, and one at a time.
-
-    What follows on the same connection would have a name of its own, so there is nothing to follow;
-    but a connection that becomes another protocol's stays.
-
-    Raises:
-        _Refused: this is not HTTP/1.
-    """
-    first, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
-    if not first.endswith((b" HTTP/1.1", b" HTTP/1.0")):
-        raise _Refused("only HTTP/1.1 is relayed to a URL")
-    fields = [(line.partition(b":")[0].strip().lower(), line) for line in lines]
-    upgrades = any(name == b"upgrade" for name, _ in fields)
-    kept = [line for name, line in fields if name not in _REPLACED]
-    ours = b"Connection: upgrade" if upgrades else b"Connection: close"
-    host = b"Host: " + place.authority.encode("ascii")
-    return b"\r\n".join([first, host, *kept, ours, b"", b""])
 
 
 def _place(target: str) -> Place | None:

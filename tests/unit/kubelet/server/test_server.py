@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -436,6 +436,32 @@ async def test_a_published_port_is_reached_and_another_one_is_named(tmp_path: Pa
         assert heard[0] == b"hello you"
         heard = await _forward(port, 8001, b"you")
         assert b"published ports are: 8000" in heard[1]
+
+
+async def test_a_port_behind_a_url_is_asked_by_the_name_of_the_url(tmp_path: Path) -> None:
+    """A market's proxy has many machines behind it, and knows none that is called localhost."""
+    asked = b""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        with suppress(asyncio.IncompleteReadError):
+            asked = await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    number = listener.sockets[0].getsockname()[1]
+    endpoint = Endpoint(container_port=8000, host="", port=0, url=f"http://localhost:{number}")
+    async with listener, serving(tmp_path) as port:
+        port.node.every = [held(of=rental(endpoints=(endpoint,)))]
+        sent = b"GET /a HTTP/1.1\r\nHost: 127.0.0.1:5000\r\nAccept: */*\r\n\r\n"
+        heard = await _forward(port, 8000, sent)
+        assert heard[0].endswith(b"hi")
+        lines = asked.decode().splitlines()
+        assert lines[:2] == ["GET /a HTTP/1.1", f"Host: localhost:{number}"]
+        assert "Accept: */*" in lines
+        heard = await _forward(port, 8000, b"\x16\x03\x01 a greeting of TLS")
+        assert b"only HTTP/1.1" in heard[1]
 
 
 async def _forward(port: Port, number: int, sent: bytes) -> dict[int, bytes]:
