@@ -7,12 +7,8 @@ that somebody names goes before the ServiceAccount of the pod that this process 
 from __future__ import annotations
 
 import os
-import socket
 import ssl
-import sys
-from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from itertools import cycle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,28 +20,11 @@ from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
 
 from gp4u.errors import BadInput
+from gp4u.kube.connections import Connections
 
 _UNREADABLE: Final = (ConfigError, OSError, AttributeError, KeyError, TypeError, ValueError)
 """What reading a file of any shape raises in lightkube."""
 _USUAL: Final = Path("~/.kube/config")
-_POOLS: Final = 8
-_CONNECTIONS: Final = httpx.Limits(
-    max_connections=32, max_keepalive_connections=8, keepalive_expiry=60.0
-)
-"""Of each pool. As many are kept as calls are under way at a time: a connection that is closed for
-being one too many costs the next call a handshake, which is dearer than the call."""
-_KEEP_ALIVE: Final = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-)
-"""A peer that went without a word is noticed by the kernel within a minute."""
-
-if find_spec("sniffio") is None:
-    # Httpcore tries to import it several times a call, and each time the whole path is searched:
-    # a sixth of what a call costs. This has the import fail at once.
-    sys.modules["sniffio"] = None  # type: ignore[assignment] # the documented way to block one
 
 
 class Access:
@@ -86,32 +65,11 @@ class Access:
             context = verify_cluster(config.cluster, self._user, config.abs_file, trust_env=False)
         except (ConfigError, OSError, ssl.SSLError, ValueError) as error:
             raise BadInput("kubeconfig certificates", config.context_name, str(error)) from error
-        return _Pools(
-            [
-                httpx.AsyncHTTPTransport(
-                    verify=context, limits=_CONNECTIONS, trust_env=False, socket_options=_KEEP_ALIVE
-                )
-                for _ in range(_POOLS)
-            ]
-        )
+        return Connections(context)
 
     @property
     def _user(self) -> User:
         return self._config.user or User()
-
-
-class _Pools(httpx.AsyncBaseTransport):
-    """Several pools that take turns: each call has its pool look through all of its connections."""
-
-    def __init__(self, pools: Sequence[httpx.AsyncBaseTransport]) -> None:
-        self._pools, self._turns = pools, cycle(pools)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return await next(self._turns).handle_async_request(request)
-
-    async def aclose(self) -> None:
-        for each in self._pools:
-            await each.aclose()
 
 
 def find_access(
