@@ -383,6 +383,16 @@ async def test_a_commit_is_durable_even_where_the_server_was_told_otherwise() ->
         assert (await db.execute(sa.text("show synchronous_commit"))).scalar() == "on"
 
 
+async def test_only_what_can_be_seen_again_waits_for_no_disk() -> None:
+    """And the next intent waits again: the ease ends with its transaction."""
+    show = sa.text("show synchronous_commit")
+    async with open_ledger(server().url()) as ledger:
+        async with ledger.database.writing(durable=False) as db:
+            assert (await db.execute(show)).scalar() == "off"
+        async with ledger.database.writing() as db:
+            assert (await db.execute(show)).scalar() == "on"
+
+
 @pytest.mark.parametrize(
     "url",
     [

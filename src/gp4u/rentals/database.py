@@ -34,7 +34,8 @@ BUSY_S: Final = 5.0
 VARIABLE: Final = "GP4U_DATABASE_URL"
 POSTGRES: Final = ("postgresql://", "postgres://")
 
-Statement = sa.Select[Any] | UpdateBase | sa.TextClause | ExecutableDDLElement
+Query = sa.Select[Any] | UpdateBase | sa.TextClause
+Statement = Query | ExecutableDDLElement
 """What a session executes: Core, so that it can be spelled for either database."""
 
 
@@ -68,9 +69,15 @@ class Session(Protocol):
     """What is inside a `writing()` or `reading()` block."""
 
     async def execute(
-        self, statement: Statement, many: Sequence[Mapping[str, object]] | None = None
+        self,
+        statement: Statement,
+        many: Sequence[Mapping[str, object]] | None = None,
+        *,
+        values: Mapping[str, object] | None = None,
     ) -> Rows:
-        """Run a statement; with `many`, once for each mapping of column to value.
+        """Run a statement, with `values` for its parameters by name or column.
+
+        With `many`, once for each mapping of that kind.
 
         Raises:
             LedgerUnusable: it failed; leave the block.
@@ -85,8 +92,11 @@ class Database(Protocol):
     on_commit: Callable[[float], None] | None
     """Told after each committed `writing()` how many seconds it took; it must not raise."""
 
-    def writing(self) -> AbstractAsyncContextManager[Session]:
+    def writing(self, *, durable: bool = True) -> AbstractAsyncContextManager[Session]:
         """Be the one writer; what was done is durable when the block ends.
+
+        With `durable` False it may be lost to a power cut, never to the end of this process, until
+        something durable is written after it.
 
         Raises:
             LedgerUnusable: it could not be begun or ended; nothing was written.
@@ -164,10 +174,14 @@ class Sqlite:
             self.path.chmod(0o600)
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[Session]:
+    async def writing(self, *, durable: bool = True) -> AsyncIterator[Session]:
         """See `Database`."""
         began = asyncio.get_running_loop().time()
-        with self._translated(), self.engine.begin() as connection:
+        with (
+            self._translated(),
+            self.engine.connect().execution_options(waits_for_disk=durable) as connection,
+            connection.begin(),
+        ):
             yield _SqliteSession(connection)
         if self.on_commit is not None:
             self.on_commit(asyncio.get_running_loop().time() - began)
@@ -216,11 +230,15 @@ class _SqliteSession:
         self._connection = connection
 
     async def execute(
-        self, statement: Statement, many: Sequence[Mapping[str, object]] | None = None
+        self,
+        statement: Statement,
+        many: Sequence[Mapping[str, object]] | None = None,
+        *,
+        values: Mapping[str, object] | None = None,
     ) -> Rows:
         if many is not None and not many:
             return Rows((), 0)
-        done = self._connection.execute(statement, many)
+        done = self._connection.execute(statement, many or values)
         if done.returns_rows:
             rows = done.all()
             return Rows(rows, len(rows))
@@ -260,7 +278,14 @@ def _engine(path: Path | None) -> Engine:
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # A reader takes no write lock; a writer takes it at once, since upgrading can deadlock.
-        reading = connection.get_execution_options().get("reading", False)
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if options.get("reading", False):
+            connection.exec_driver_sql("BEGIN")
+            return
+        # The log is written in order: who waits for the disk waits for what came before as well
+        # (Source: sqlite.org, PRAGMA synchronous, of a database in WAL mode; checked 2026-11).
+        level = "FULL" if options.get("waits_for_disk", True) else "NORMAL"
+        connection.exec_driver_sql(f"PRAGMA synchronous={level}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import asynccontextmanager
 from datetime import datetime
 from random import Random
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -158,9 +158,18 @@ class Ledger:
         self._tell(event)
 
     async def move(
-        self, before: Rental, after: Rental, *, at: datetime, kind: str = "", text: str = ""
+        self,
+        before: Rental,
+        after: Rental,
+        *,
+        at: datetime,
+        kind: str = "",
+        text: str = "",
+        durable: bool = True,
     ) -> Rental:
         """Write a move over exactly the version it was made from; return `after`.
+
+        `durable` False is for what any later listing would say again: it waits for no disk.
 
         Raises:
             StaleRental: the row changed since `before` was read.
@@ -171,17 +180,10 @@ class Ledger:
         if after.state is not before.state:
             kind, text = kind or after.state.value, text or after.reason
         try:
-            async with self.database.writing() as db:
+            async with self.database.writing(durable=durable) as db:
                 await self._check_epoch(db)
-                written = await db.execute(
-                    sa.update(rentals)
-                    .where(
-                        rentals.c.key == before.key,
-                        rentals.c.version == before.version,
-                        rentals.c.epoch == before.epoch,
-                    )
-                    .values(**_row(after))
-                )
+                over = {"of": before.key, "was": before.version, "then": before.epoch}
+                written = await db.execute(_MOVE, values={**_row(after), **over})
                 if written.changed != 1:
                     raise StaleRental(f"{before.key}: version {before.version} is not the newest")
                 if kind:
@@ -480,6 +482,20 @@ def _new_installation(given: bytes | None) -> tuple[str, bytes]:
     return base64.b32encode(digest).decode().lower()[:6], secret
 
 
+# Built once: making such a statement anew takes longer than running it.
+_EPOCH: Final = sa.select(installation.c.epoch)
+_GET: Final = sa.select(rentals.c.body).where(rentals.c.key == sa.bindparam("of"))
+_LIVE_OF: Final = sa.select(rentals.c.key).where(
+    rentals.c.owner == sa.bindparam("of"), rentals.c.state.in_([each.value for each in LIVE])
+)
+_MOVE: Final = sa.update(rentals).where(
+    rentals.c.key == sa.bindparam("of"),
+    rentals.c.version == sa.bindparam("was"),
+    rentals.c.epoch == sa.bindparam("then"),
+)
+_INTEND: Final = sa.insert(rentals)
+_DECIDE: Final = sa.insert(decisions)
+_NOTE: Final = sa.insert(events).returning(events.c.id)
 _EVENT = (events.c.id, events.c.key, events.c.at, events.c.kind, events.c.text)
 
 
@@ -495,33 +511,31 @@ async def _write_intent(db: Session, rental: Rental, decision: bytes, budget: Bu
         raise OwnerHasRental(rental.owner, live)
     if budget.is_bound:
         budget.check(rental, await _costing(db, at), at=at)
-    await db.execute(sa.insert(rentals).values(**_row(rental)))
-    await db.execute(sa.insert(decisions).values(key=rental.key, at=at.isoformat(), body=decision))
+    await db.execute(_INTEND, values=_row(rental))
+    row = {"key": rental.key, "at": at.isoformat(), "body": decision}
+    await db.execute(_DECIDE, values=row)
     text = f"{rental.provider} offer {rental.offer_id} at ${rental.price_usd_per_hour:.4f}/h"
     return await _note(db, rental.key, at, "intended", text)
 
 
 async def _note(db: Session, key: str, at: datetime, kind: str, text: str) -> LedgerMove:
     row = {"key": key, "at": at.isoformat(), "kind": kind, "text": text}
-    made = await db.execute(sa.insert(events).values(**row).returning(events.c.id))
+    made = await db.execute(_NOTE, values=row)
     return LedgerMove(made.scalar(), key, at, kind, text)
 
 
 async def _epoch(db: Session) -> int:
-    epoch: int = (await db.execute(sa.select(installation.c.epoch))).scalar()
+    epoch: int = (await db.execute(_EPOCH)).scalar()
     return epoch
 
 
 async def _get(db: Session, key: str) -> Rental | None:
-    body = (await db.execute(sa.select(rentals.c.body).where(rentals.c.key == key))).scalar()
+    body = (await db.execute(_GET, values={"of": key})).scalar()
     return None if body is None else _decode(body)
 
 
 async def _live_of(db: Session, owner: str) -> RentalKey | None:
-    query = sa.select(rentals.c.key).where(
-        rentals.c.owner == owner, rentals.c.state.in_([state.value for state in LIVE])
-    )
-    found: RentalKey | None = (await db.execute(query)).scalar()
+    found: RentalKey | None = (await db.execute(_LIVE_OF, values={"of": owner})).scalar()
     return found
 
 

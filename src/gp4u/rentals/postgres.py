@@ -25,13 +25,24 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 from zlib import crc32
 
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.visitors import cloned_traverse
 
 from gp4u.errors import BadInput, LedgerLocked, LedgerUnusable
-from gp4u.rentals.database import BUSY_S, VARIABLE, CommitLost, NotUnique, Rows, Session, Statement
+from gp4u.rentals.database import (
+    BUSY_S,
+    VARIABLE,
+    CommitLost,
+    NotUnique,
+    Query,
+    Rows,
+    Session,
+    Statement,
+)
 
 CONNECTIONS: Final = 4
 """Kept open at most, besides the one that holds; readers wait for their turn."""
@@ -132,12 +143,14 @@ class Postgres:
                 await connection.close(timeout=GOODBYE_S)
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[Session]:
+    async def writing(self, *, durable: bool = True) -> AsyncIterator[Session]:
         """See `Database`."""
         began = asyncio.get_running_loop().time()
         lock = f"SELECT pg_advisory_xact_lock({_WRITER}, {self._schema})"
         # Read committed: each statement sees what others committed before we got the lock.
         begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {lock}"
+        if not durable:
+            begin += "; SET LOCAL synchronous_commit = off"
         async with self._transaction(begin) as session:
             yield session
         if self.on_commit is not None:
@@ -298,13 +311,14 @@ class Postgres:
         connection: Any,
         statement: Statement,
         many: Sequence[Mapping[str, object]] | None,
+        given: Mapping[str, object] | None,
     ) -> Rows:
-        """Execute one statement.
+        """Execute one statement, with `given` for its parameters.
 
         Raises:
             LedgerUnusable: the server declined, or cannot be reached.
         """
-        text, names, values, answers = _spelled(statement, many)
+        text, names, values, answers = _spelled(statement, many, given)
         try:
             if many is not None:
                 rows = [tuple(_plain(row[name]) for name in names) for row in many]
@@ -326,11 +340,15 @@ class _PostgresSession:
         self._database, self._connection = database, connection
 
     async def execute(
-        self, statement: Statement, many: Sequence[Mapping[str, object]] | None = None
+        self,
+        statement: Statement,
+        many: Sequence[Mapping[str, object]] | None = None,
+        *,
+        values: Mapping[str, object] | None = None,
     ) -> Rows:
         if many is not None and not many:
             return Rows((), 0)
-        return await self._database.run(self._connection, statement, many)
+        return await self._database.run(self._connection, statement, many, values)
 
 
 _DURABLE: Final = """
@@ -361,12 +379,14 @@ def _server_settings(name: str) -> dict[str, str]:
 
 
 def _spelled(
-    statement: Statement, many: Sequence[Mapping[str, object]] | None
+    statement: Statement,
+    many: Sequence[Mapping[str, object]] | None,
+    given: Mapping[str, object] | None,
 ) -> tuple[str, Sequence[str], Mapping[str, object], bool]:
     """Return the text, its parameters in order, their values, and whether it brings rows."""
     if isinstance(statement, ExecutableDDLElement):
         return str(statement.compile(dialect=_dialect)), (), {}, False
-    compiled = statement.compile(
+    compiled = _bound(statement, given or {}).compile(
         dialect=_dialect,
         column_keys=list(many[0]) if many else None,
         compile_kwargs={"render_postcompile": True},
@@ -374,6 +394,21 @@ def _spelled(
     assert isinstance(compiled, SQLCompiler)  # noqa: S101 - and DDL is handled above
     answers = not isinstance(statement, UpdateBase) or bool(compiled.effective_returning)
     return compiled.string, compiled.positiontup or (), compiled.params, answers
+
+
+def _bound(statement: Query, given: Mapping[str, object]) -> Query:
+    """Return a statement with the values of its columns and of its parameters in it."""
+    columns: Mapping[str, object] = {}
+    if isinstance(statement, sa.Insert | sa.Update):
+        columns = {name: given[name] for name in given if name in statement.table.c}
+        statement = statement.values(**columns)
+    named = {name: given[name] for name in given if name not in columns}
+
+    def give(parameter: sa.BindParameter[Any]) -> None:
+        if parameter.key in named:
+            parameter.value, parameter.required = named[parameter.key], False
+
+    return cloned_traverse(statement, {}, {"bindparam": give}) if named else statement
 
 
 def _plain(value: object) -> object:

@@ -209,7 +209,7 @@ class Reconciler:
             case Miss(rental):
                 if rental.missing_since is None:
                     after = rentals.miss(rental, at=at)
-                    await self._ledger.move(rental, after, at=at, kind="missing")
+                    await self._ledger.move(rental, after, at=at, kind="missing", durable=False)
             case GiveUp(rental, reason):
                 before = newest.get(rental.key, rental)
                 after = rentals.give_up(before, reason, at=at)
@@ -246,7 +246,9 @@ class Reconciler:
         after = rentals.observe(adopted, instance, at=at)
         word = "adopted" if adopted is not before else "seen"
         text = f"instance {instance.instance_id} is {instance.state}"
-        seen = await self._ledger.move(before, after, at=at, kind=word, text=text)
+        seen = await self._ledger.move(
+            before, after, at=at, kind=word, text=text, durable=word == "adopted"
+        )
         bought = rentals.differ(before.paid_until, seen.paid_until) or seen.billed_usd is None
         return await self._bill_block(seen) if bought and seen.paid_until is not None else seen
 
@@ -271,7 +273,8 @@ class Reconciler:
         self.probes[before.key] = problem
         if not problem:
             at = self._clock.now()
-            await self._ledger.move(before, rentals.answer(before, at=at), at=at, text="healthy")
+            after = rentals.answer(before, at=at)
+            await self._ledger.move(before, after, at=at, text="healthy", durable=False)
 
     async def _note_extension(self, before: Rental, instance_id: str) -> Rental:
         at = self._clock.now()
