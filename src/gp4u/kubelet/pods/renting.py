@@ -32,6 +32,8 @@ LIMIT_WAIT_S: Final = (5.0, 60.0)
 """Shortest and longest wait for a market that lets us rent only so often."""
 LOOK_PAUSE_S: Final = 2.0
 LOOK_PAUSE_MAX_S: Final = 5.0
+LOOK_SHARE: Final = 3.0
+"""Between two looks, at least so many times what the last one took."""
 EXPECT_S: Final = 35.0
 """A market is looked at often for so long after something was begun there; by then the loop that
 looks at it always has seen that there is something to watch."""
@@ -203,15 +205,18 @@ class Looks:
                 if wanted.is_set():
                     wanted.clear()
                     until, pause_s = loop.time() + EXPECT_S, LOOK_PAUSE_S
+                began = loop.time()
                 try:
                     await self._reconciler.tick(market)
                 except Gp4uError:
                     pass  # the loop that looks always tells of it
                 except Exception:  # noqa: BLE001 - a rim, as that of the loop that looks always
                     _log().exception("look_failed", provider=market)
-                await asyncio.sleep(pause_s)
+                # A look at a thousand machines takes dozens of calls: most of the time is not ours.
+                least_s = max(LOOK_PAUSE_S, LOOK_SHARE * (loop.time() - began))
+                await asyncio.sleep(least_s)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s - LOOK_PAUSE_S):
+                    async with asyncio.timeout(pause_s - least_s):
                         await wanted.wait()
                 pause_s = min(LOOK_PAUSE_MAX_S, pause_s * 1.2)
 

@@ -180,7 +180,9 @@ class Worker:
 
     def notice(self, pod: PodObject) -> None:
         """Take over a newer look at the pod."""
-        self._now.showing.pod = pod
+        known, self._now.showing.pod = self._now.showing.pod, pod
+        if pod["metadata"].get("resourceVersion") == known["metadata"].get("resourceVersion"):
+            return  # our own write, whose reply was here first
         self._shorten_grace()
         self._awake.set()
 

@@ -9,7 +9,7 @@ part; why a container runs, waits or ended is the controller's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -217,7 +217,7 @@ def status_patch(pod: PodObject, status: Mapping[str, Any]) -> Json | None:
         if (old.get(member) or None) != (status.get(member) or None):
             changes[member] = status.get(member) or None
     for member in _WHOLE_LISTS:
-        if member in status and _bare(old.get(member) or []) != _bare(status[member]):
+        if member in status and not _same(old.get(member) or [], status[member]):
             changes[member] = status[member]
     for member in _BY_IP:
         before = [each["ip"] for each in old.get(member) or ()]
@@ -230,8 +230,7 @@ def status_patch(pod: PodObject, status: Mapping[str, Any]) -> Json | None:
         # They are merged member by member, so what is to go has to be named.
         {**dict.fromkeys(had.get(each["type"], {}).keys() - each.keys()), **each}
         for each in status.get("conditions") or ()
-        if is_ours(each["type"], had)
-        and _without_generation(each) != _without_generation(had.get(each["type"]))
+        if is_ours(each["type"], had) and not _same_condition(each, had.get(each["type"], {}))
     ]
     if changed:
         changes["conditions"] = changed
@@ -421,22 +420,25 @@ def _may_return(pod: PodObject, container: Mapping[str, Any], exit_code: int) ->
     return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
 
 
-def _bare(entries: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """Return container entries without what only says that nothing is there."""
-    return [_pruned(each) for each in entries]
+def _same(one: Any, other: Any) -> bool:
+    """Whether both say the same, apart from what only says that nothing is there."""
+    return bool(one == other or _pruned(one) == _pruned(other))
 
 
 def _pruned(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         kept = {key: _pruned(each) for key, each in value.items()}
         return {key: each for key, each in kept.items() if each not in (None, "", [])}
+    if isinstance(value, list):
+        return [_pruned(each) for each in value]
     return value
 
 
-def _without_generation(condition: Mapping[str, Any] | None) -> Any:
-    told = _pruned(condition or {})
-    return {
-        key: each
-        for key, each in told.items()
+def _same_condition(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if one == other:
+        return True
+    return all(
+        (one.get(key) or None) == (other.get(key) or None)
+        for key in one.keys() | other.keys()
         if key not in ("observedGeneration", "lastProbeTime")
-    }
+    )

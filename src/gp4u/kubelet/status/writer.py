@@ -175,7 +175,7 @@ def _patch(
     brought, and our own last write. Versions are opaque, so nobody knows which is the newer.
     """
     wanted = resettled(pod, status)
-    if written is None:
+    if written is None or _version(written) == _version(pod):
         return status_patch(pod, wanted)
     wanted = resettled(written, wanted)
     found = [each for each in (status_patch(pod, wanted), status_patch(written, wanted)) if each]
@@ -188,6 +188,11 @@ def _patch(
         if listed:
             changes[member] = list({each[key]: each for each in listed}.values())
     return {**one, "status": changes}
+
+
+def _version(pod: PodObject) -> str | None:
+    version: str | None = pod["metadata"].get("resourceVersion")
+    return version
 
 
 def _named(pod: PodObject) -> str:
