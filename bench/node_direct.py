@@ -10,55 +10,37 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
-import msgspec
-
+from gp4u.kube import paths
 from gp4u.kube.access import find_access
-from gp4u.kube.client import AT_ONCE
-
-STRATEGIC = {"content-type": "application/strategic-merge-patch+json"}
+from gp4u.kube.client import KubeClient, open_client
 
 
 async def _serve(kubeconfig: str, node: str, namespace: str, bodies: Path) -> None:
     patches: list[dict[str, Any]] = json.loads(await asyncio.to_thread(bodies.read_text))
+    path, mine, seen = paths.pods(namespace), f"spec.nodeName={node}", set[str]()
     access = find_access(kubeconfig=kubeconfig)
-    path = f"/api/v1/namespaces/{namespace}/pods"
-    query = {"watch": "true", "fieldSelector": f"spec.nodeName={node}"}
-    room, seen = asyncio.Semaphore(AT_ONCE), set[str]()
-    async with (
-        httpx.AsyncClient(
-            base_url=access.server, auth=access.auth(), transport=access.transport(), timeout=60
-        ) as client,
-        asyncio.TaskGroup() as group,
-    ):
+    async with open_client(access, writes_per_s=None) as client, asyncio.TaskGroup() as group:
+        version = (await client.list(path, fieldSelector=mine)).version
+        print("watching", flush=True)
         while True:  # the server ends a watch that is read too slowly
-            async with client.stream("GET", path, params=query, timeout=None) as watch:
-                print("watching", flush=True)
-                async for line in watch.aiter_lines():
-                    if '"type":"ADDED"' not in line[:32]:
-                        continue
-                    meta = msgspec.json.decode(line)["object"]["metadata"]
-                    if meta["uid"] not in seen:
-                        seen.add(meta["uid"])
-                        url = f"{path}/{meta['name']}/status"
-                        group.create_task(_write(client, room, url, meta["uid"], patches))
+            async for event in client.watch(path, version=version, fieldSelector=mine):
+                meta = event.object["metadata"]
+                version = meta["resourceVersion"]
+                if event.kind == "ADDED" and meta["uid"] not in seen:
+                    seen.add(meta["uid"])
+                    group.create_task(_write(client, namespace, meta, patches))
 
 
 async def _write(
-    client: httpx.AsyncClient,
-    room: asyncio.Semaphore,
-    url: str,
-    uid: str,
-    patches: list[dict[str, Any]],
+    client: KubeClient, namespace: str, meta: Mapping[str, Any], patches: list[dict[str, Any]]
 ) -> None:
+    path = paths.pod(namespace, meta["name"], "status")
     for each in patches:
-        body = msgspec.json.encode({"metadata": {"uid": uid}, "status": each})
-        async with room:
-            reply = await client.patch(url, content=body, headers=STRATEGIC)
-        reply.raise_for_status()
+        await client.patch(path, {"metadata": {"uid": meta["uid"]}, "status": each})
 
 
 if __name__ == "__main__":
