@@ -194,7 +194,7 @@ class World:
 
     def meter_total(self) -> Decimal:
         """Return the dollars that all contracts ever made have cost up to now."""
-        return self._meter.total(self._us(self.now_s))
+        return sum((self.meter(contract) for contract in self.contracts), Decimal(0))
 
     def charged(self) -> dict[str, object]:
         """Return the meter as plain data: the sum, and each contract ever made, oldest first.
@@ -216,7 +216,7 @@ class World:
     @property
     def credit_usd(self) -> Decimal:
         """What is left of the money paid in; below zero once disks ran on without credit."""
-        return self._paid_in - self.meter_total()
+        return self._paid_in - self._meter.total(self._us(self.now_s))
 
     # Acting. The caller has called `advance` first.
 
