@@ -17,6 +17,7 @@ import random
 import selectors
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -64,6 +65,21 @@ class _JumpingSelector(selectors.BaseSelector):
         self._real.close()
 
 
+class _NumberedTask(asyncio.Task[Any]):
+    """Takes its place in a set by its number, and not by where it happens to lie in memory.
+
+    A group cancels its tasks in the order of a set: the same run again has to cancel them alike.
+    """
+
+    number = 0
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """A loop with virtual time; `seed` None keeps asyncio's own order of ready callbacks."""
 
@@ -73,6 +89,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.outside: set[object] = set()
         """What is waited for in real time."""
         super().__init__(_JumpingSelector(self._advance, self.outside))
+        self._numbers = count()
+        self.set_task_factory(self._numbered)
+
+    def _numbered(
+        self, loop: asyncio.AbstractEventLoop, coro: Any, **given: Any
+    ) -> asyncio.Task[Any]:
+        task = _NumberedTask(coro, loop=loop, **given)
+        task.number = next(self._numbers)
+        return task
 
     def time(self) -> float:
         return self._virtual_s

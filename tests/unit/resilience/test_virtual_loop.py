@@ -92,3 +92,31 @@ def test_the_wall_clock_keeps_step_with_the_loop() -> None:
         return (VirtualClock().now() - EPOCH).total_seconds()
 
     assert run_virtual(stamp) == 90
+
+
+def test_a_group_ends_its_tasks_in_the_same_order_in_each_run() -> None:
+    """They are kept in a set; a seed that fails is worth nothing if it does not fail again."""
+
+    def ended() -> list[int]:
+        order: list[int] = []
+
+        async def wait(number: int) -> None:
+            try:
+                await asyncio.sleep(10)
+            finally:
+                order.append(number)
+
+        async def life() -> None:
+            async with asyncio.TaskGroup() as group:
+                for number in range(100):
+                    group.create_task(wait(number))
+                await asyncio.sleep(1)
+                raise ZeroDivisionError
+
+        with pytest.raises(ExceptionGroup):
+            run_virtual(life)
+        return order
+
+    first, taken = ended(), [object() for _ in range(1000)]
+    assert ended() == first, "whatever lies in memory meanwhile"
+    assert len(taken) == 1000
