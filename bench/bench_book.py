@@ -62,7 +62,9 @@ class _Market(Provider):
     async def release(self, instance_id: str) -> None:
         raise NotImplementedError
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         raise NotImplementedError
 
 

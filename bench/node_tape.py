@@ -136,16 +136,26 @@ class Tape(Provider):
         if self._labels.pop(instance_id, None) is None:
             raise InstanceAbsent(SLUG, "release", instance_id)
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         return ""
 
-    async def follow(self, instance_id: str) -> AsyncIterator[bytes]:
+    async def follow(
+        self, instance_id: str, *, container: str | None = None
+    ) -> AsyncIterator[bytes]:
         await asyncio.sleep(0.5)  # whoever asked first shall hear the first line as well
         for piece in pieces():
             yield piece
 
     async def open_exec(
-        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+        self,
+        instance_id: str,
+        key: RentalKey,
+        command: Sequence[str],
+        *,
+        tty: bool,
+        container: str | None = None,
     ) -> Session:
         return Ended()
 

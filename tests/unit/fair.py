@@ -88,7 +88,9 @@ class Window(Provider):
     async def release(self, instance_id: str) -> None:
         raise AssertionError("nobody should rent, or look at rentals")
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         raise AssertionError("nobody should rent, or look at rentals")
 
 

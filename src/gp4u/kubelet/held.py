@@ -68,9 +68,16 @@ class Held(Struct, frozen=True, kw_only=True):
     init_containers: tuple[ContainerState, ...] = ()
     rentals: Mapping[str, Rental] = {}
     """Container to the open rental that runs it; one rental serves all but under `split`."""
+    beside: frozenset[str] = frozenset()
+    """Containers that run beside the first one of their machine."""
     ready: bool = False
     leaving: bool = False
     """Whether its teardown has begun: it is out of `/runningpods/`, and serves nobody."""
+
+    def known_as(self, container: str) -> str | None:
+        """Return the name by which a market tells a container; None: the first of its machine,
+        and what runs in that one's place."""
+        return container if container in self.beside else None
 
     @property
     def uid(self) -> str:

@@ -48,7 +48,7 @@ class Ability(Flag):
     BILL = auto()
     """Tells what an instance has cost so far."""
     MULTI_CONTAINER = auto()
-    """Runs several containers on one machine."""
+    """Runs several containers on one machine, and lets each be looked into by its name."""
     PREPAID = auto()
     """Time is bought in blocks; a rental that lives is extended before its block ends."""
     AUCTION = auto()
@@ -165,6 +165,17 @@ def unsupported(spec: ProviderSpec, operation: str) -> Refused:
     return Refused(spec.slug, operation, f"{spec.title} does not do this", code="unsupported")
 
 
+def only_one(spec: ProviderSpec, operation: str, container: str | None) -> None:
+    """Insist that nobody means a further container, at a market that runs one on a machine.
+
+    Raises:
+        Refused: somebody does.
+    """
+    if container is not None:
+        detail = f"{spec.title} runs one container on a machine: there is no {container[:80]!r}"
+        raise Refused(spec.slug, operation, detail, code="unsupported")
+
+
 def unfit(spec: ProviderSpec, offer: Offer, workload: Workload) -> BadInput | None:
     """Say what of a workload a market cannot do, by its abilities; None: it may take it.
 
@@ -243,6 +254,10 @@ class Provider(ABC):
 
     Every method may raise `Unavailable`, `Throttled`, `Denied`, `Malformed`, `CircuitBreakerOpen`
     and `RateLimitExceeded`; what else it raises is said at the method.
+
+    What looks inside a machine takes a `container`: the name of one of the workload's `beside`,
+    at markets with `MULTI_CONTAINER`; None is the workload's own. A name that nothing has, or that
+    the market cannot have, is `Refused`.
     """
 
     spec: ClassVar[ProviderSpec]
@@ -301,8 +316,10 @@ class Provider(ABC):
         """
 
     @abstractmethod
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
-        """Return the newest `tail` lines that the workload printed; empty where there are none.
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
+        """Return the newest `tail` lines that a container printed; empty where there are none.
 
         Raises:
             InstanceAbsent: there is no such instance.
@@ -319,27 +336,39 @@ class Provider(ABC):
         raise unsupported(self.spec, "extend")
 
     async def exec(
-        self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
+        self,
+        instance_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60,
+        container: str | None = None,
     ) -> Finished:
-        """Run a command inside the instance; only for `EXEC`.
+        """Run a command inside a container; only for `EXEC`.
 
         Raises:
             InstanceAbsent: there is no such instance.
             Unavailable: the connection ended without a result; the command may have run.
         """
-        del instance_id, command, stdin, timeout_s
+        del instance_id, command, stdin, timeout_s, container
         raise unsupported(self.spec, "exec")
 
     async def open_exec(
-        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+        self,
+        instance_id: str,
+        key: RentalKey,
+        command: Sequence[str],
+        *,
+        tty: bool,
+        container: str | None = None,
     ) -> Session:
-        """Start a command inside the instance and return it with its streams open; for `SHELL`.
+        """Start a command inside a container and return it with its streams open; for `SHELL`.
 
         Raises:
             InstanceAbsent: there is no such instance.
             Unavailable: it cannot be reached; nothing was started.
         """
-        del instance_id, key, command, tty
+        del instance_id, key, command, tty, container
         raise unsupported(self.spec, "exec")
 
     async def open_port(self, instance_id: str, key: RentalKey, port: int) -> Link:
@@ -352,16 +381,16 @@ class Provider(ABC):
         del instance_id, key, port
         raise unsupported(self.spec, "port-forward")
 
-    def follow(self, instance_id: str) -> AsyncIterator[bytes]:
-        """Yield what the workload prints from now on, in pieces of any size; for `FOLLOW`.
+    def follow(self, instance_id: str, *, container: str | None = None) -> AsyncIterator[bytes]:
+        """Yield what a container prints from now on, in pieces of any size; for `FOLLOW`.
 
-        Ends when the workload does.
+        Ends when it does.
 
         Raises:
             InstanceAbsent: there is no such instance.
             Unavailable: the connection broke; some lines may be lost.
         """
-        del instance_id
+        del instance_id, container
         raise unsupported(self.spec, "follow")
 
     async def restart(self, instance_id: str) -> None:

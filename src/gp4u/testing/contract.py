@@ -215,6 +215,13 @@ class ProviderContract(Steps):
             provider, can = market.provider, market.provider.spec.can
             if Ability.LOGS not in can:
                 await check_unsupported("logs", provider.logs(self.some_instance_id))
+            if Ability.MULTI_CONTAINER not in can:
+                second = provider.logs(self.some_instance_id, container="second")
+                await check_unsupported("a second container's logs", second)
+                into = provider.open_exec(
+                    self.some_instance_id, key_of(1), ["true"], tty=False, container="second"
+                )
+                await check_unsupported("open_exec into a second container", into)
             if Ability.EXEC not in can:
                 await check_unsupported("exec", provider.exec(self.some_instance_id, ["true"]))
             if Ability.SHELL not in can:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
 
-from gp4u.errors import ProviderError, Unavailable
-from gp4u.model import File, InstanceState, RentalKey, Restart, Workload
+from gp4u.errors import ProviderError, Refused, Unavailable
+from gp4u.model import Container, File, InstanceState, RentalKey, Restart, Workload
 from gp4u.providers.contract import Ability
 from gp4u.providers.session import Session, Stream
 from gp4u.testing.findings import must, raises
@@ -182,6 +183,56 @@ class InsideContract(Steps):
 
         self._inside(Ability.FOLLOW, check, self._shell(script))
 
+    def test_each_container_is_looked_into_by_its_name(self) -> None:
+        """`kubectl logs -c` and `exec -c` must not lead into the neighbour."""
+
+        async def check(market: Market, instance_id: str, key: RentalKey) -> None:
+            provider, can = market.provider, market.provider.spec.can
+            for who in ("first", "second"):
+                name = None if who == "first" else who
+
+                async def said(name: str | None = name, who: str = who) -> bool | None:
+                    text = await provider.logs(instance_id, container=name)
+                    told = [line for line in text.splitlines() if line.startswith("I am")]
+                    must(set(told) <= {f"I am {who}"}, f"the log of {name} holds {told}")
+                    return bool(told) or None
+
+                await self._until(said, partial("the log of the {} stays empty".format, who))
+                script = 'echo "in $WHO"'
+                if Ability.SHELL in can:
+                    out, _, _ = await self._ran(
+                        market, instance_id, key, ["sh", "-c", script], container=name
+                    )
+                    must(out == f"in {who}\n".encode(), f"the shell of {name} said {out!r}")
+                if Ability.EXEC in can:
+                    done = await provider.exec(instance_id, ["sh", "-c", script], container=name)
+                    must(done.stdout == f"in {who}\n".encode(), f"{name} said {done.stdout!r}")
+            with raises((Refused,), "the log of a container that nobody rented"):
+                await provider.logs(instance_id, container="third")
+
+        script = f'echo "I am $WHO"; {STAYS}'
+        self._inside(Ability.MULTI_CONTAINER, check, self._two(script))
+
+    def test_what_each_container_prints_is_followed_apart(self) -> None:
+        """Two that print at once would else be one log in pieces."""
+        script = 'while :; do echo "line of $WHO"; sleep 0.2; done'
+
+        async def check(market: Market, instance_id: str, key: RentalKey) -> None:
+            del key
+            if Ability.FOLLOW not in market.provider.spec.can:
+                return
+            for name, who in ((None, b"first"), ("second", b"second")):
+                text = b""
+                async with asyncio.timeout(self.answer_s):
+                    async for piece in market.provider.follow(instance_id, container=name):
+                        text += piece
+                        if text.count(b"line of ") > 3:
+                            break
+                lines = set(text.splitlines()[:3])
+                must(lines == {b"line of " + who}, f"followed {lines} of {name}")
+
+        self._inside(Ability.MULTI_CONTAINER, check, self._two(script))
+
     def test_a_restart_begins_anew_in_the_same_machine(self) -> None:
         """A liveness probe that fails wants this, and no other machine."""
 
@@ -212,6 +263,18 @@ class InsideContract(Steps):
         wanted: dict[str, object] = {"entrypoint": ("sh", "-c"), "command": (script,)}
         return replace(self.workload, **wanted, shell=True)  # noqa: S604 - a wish, no subprocess
 
+    def _two(self, script: str) -> Workload:
+        """Return a workload of two containers, which know by `WHO` which they are."""
+        first = replace(self._shell(script), env={"WHO": "first"})
+        second = Container(
+            name="second",
+            image=first.image,
+            entrypoint=first.entrypoint,
+            command=first.command,
+            env={"WHO": "second"},
+        )
+        return replace(first, beside=(second,))
+
     def _inside(
         self, ability: Ability, check: InsideCheck, workload: Workload | None = None
     ) -> None:
@@ -236,8 +299,12 @@ class InsideContract(Steps):
         key: RentalKey,
         command: Sequence[str],
         stdin: bytes = b"",
+        *,
+        container: str | None = None,
     ) -> tuple[bytes, bytes, int]:
-        session = await market.provider.open_exec(instance_id, key, command, tty=False)
+        session = await market.provider.open_exec(
+            instance_id, key, command, tty=False, container=container
+        )
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_typed(session, stdin))

@@ -6,10 +6,12 @@ The simulator's own books are the judge: what is held, what was paid, how often 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from decimal import Decimal
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from gp4u.errors import (
     InstanceAbsent,
@@ -18,10 +20,12 @@ from gp4u.errors import (
     Refused,
     Unavailable,
 )
-from gp4u.model import InstanceState
+from gp4u.model import Container, InstanceState, Port
 from gp4u.sim.faults import Kind, Rule
 from tests.akash_simulated import (
     EASY,
+    KEY,
+    WORKLOAD,
     Sim,
     everything_returned,
     told,
@@ -190,6 +194,27 @@ def test_logs_need_a_lease_and_say_absent_for_what_is_not() -> None:
         assert len((await sim.provider.logs(dseq, tail=2)).splitlines()) == 2
         await sim.provider.release(dseq)
         assert await sim.provider.logs(dseq) == ""
+
+    told(tale)
+
+
+def test_a_container_that_is_not_there_has_no_log_and_runs_nothing() -> None:
+    """A wrong name must not lead into another container."""
+    side = Container(name="cache", image="redis:7", ports=(Port(number=6379),))
+
+    async def tale(sim: Sim) -> None:
+        dseq = await sim.running(replace(WORKLOAD, beside=(side,)))
+        calls: list[Awaitable[object]] = [
+            sim.provider.logs(dseq, container="cash"),
+            sim.provider.exec(dseq, ["true"], container="cash"),
+            sim.provider.open_exec(dseq, KEY, ["true"], tty=False, container="cash"),
+            anext(aiter(sim.provider.follow(dseq, container="cash"))),
+        ]
+        for call in calls:
+            with pytest.raises(Refused, match="there are: cache"):
+                await call
+        assert "6379" in await sim.provider.logs(dseq, container="cache")
+        assert "6379" not in await sim.provider.logs(dseq)
 
     told(tale)
 

@@ -48,6 +48,7 @@ from gp4u.providers.contract import (
     ProviderSpec,
     Query,
     fit,
+    only_one,
 )
 from gp4u.testing import Act, Held, Market, ProviderContract, Trouble
 from tests.virtual_loop import VirtualClock, run
@@ -227,14 +228,23 @@ class Upright(Provider):
         self.shop.find(instance_id).alive = False
         self.shop.leave(Act.RELEASE)
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
+        only_one(self.spec, "logs", container)
         self.shop.enter(Act.LOGS)
         self.shop.find(instance_id)
         self.shop.leave(Act.LOGS)
         return "".join(f"line {number}\n" for number in range(min(tail, 9)))
 
     async def exec(
-        self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
+        self,
+        instance_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60,
+        container: str | None = None,
     ) -> Finished:
         self.shop.find(instance_id)
         return Finished(exit_code=0)
@@ -265,11 +275,19 @@ class QuoteOnly(Upright):
     async def release(self, instance_id: str) -> None:
         raise Refused("shop", "release", instance_id, code="unsupported")
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         raise Refused("shop", "logs", instance_id, code="unsupported")
 
     async def exec(
-        self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
+        self,
+        instance_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60,
+        container: str | None = None,
     ) -> Finished:
         raise Refused("shop", "exec", instance_id, code="unsupported")
 

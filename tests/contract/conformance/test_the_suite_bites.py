@@ -121,9 +121,11 @@ class NeverRecovers(Upright):
 class CountsThrottlesAsRefusals(Upright):
     """Patience would have helped."""
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         try:
-            return await super().logs(instance_id, tail=tail)
+            return await super().logs(instance_id, tail=tail, container=container)
         except Throttled as error:
             raise Refused("shop", "logs", error.detail, code="slow") from error
 
@@ -244,13 +246,21 @@ class Prepays(Upright):
 
 
 class TalksTooMuch(Upright):
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
-        return await super().logs(instance_id)
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
+        return await super().logs(instance_id, container=container)
 
 
 class FailsCommands(Upright):
     async def exec(
-        self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
+        self,
+        instance_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60,
+        container: str | None = None,
     ) -> Finished:
         return Finished(exit_code=127)
 
@@ -300,9 +310,24 @@ class GuessesUnsupported(Upright):
     spec: ClassVar[ProviderSpec] = replace(SPEC, can=SPEC.can & ~Ability.EXEC)
 
     async def exec(
-        self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
+        self,
+        instance_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60,
+        container: str | None = None,
     ) -> Finished:
         return Finished(exit_code=0)
+
+
+class ShowsAnyContainer(Upright):
+    """Has one container, and answers for every other."""
+
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
+        return "" if container else await super().logs(instance_id, tail=tail)
 
 
 class TakesAnyBid(Auctioneer):
@@ -495,6 +520,11 @@ SINS = (
     Sin(ReleasesEverything, "test_two_rentals_are_told_apart", "0 are left"),
     Sin(DropsTheSecondContainer, _BEYOND, "MULTI_CONTAINER is not declared, and not refused"),
     Sin(BoastsOfContainers, _BEYOND, "MULTI_CONTAINER is declared, and refused"),
+    Sin(
+        ShowsAnyContainer,
+        "test_a_call_that_it_does_not_offer_is_refused_as_unsupported",
+        "a second container's logs, which is not declared",
+    ),
     Sin(
         GuessesUnsupported,
         "test_a_call_that_it_does_not_offer_is_refused_as_unsupported",

@@ -30,7 +30,8 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Shown(Provider):
-    """Shows `text` as the log of every machine; commands end with `ended`."""
+    """Shows `text` as the log of every machine, and `beside` as that of its further containers;
+    commands end with `ended`."""
 
     spec = ProviderSpec(
         slug="shown",
@@ -53,31 +54,46 @@ class Shown(Provider):
             can=can,
         )
         self.text = ""
+        self.beside: dict[str, str] = {}
         self.error: ProviderError | None = None
         self.looks: list[int] = []
         self.commands: list[tuple[str, ...]] = []
+        self.into: list[str | None] = []
+        """The container that each command was for."""
         self.ended = Finished(exit_code=0)
         self.answer_s = 0.0
         self.stream: asyncio.Queue[bytes | None] | None = None
         self.session: Session | None = None
         self.link: Link | None = None
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         self.looks.append(tail)
         await asyncio.sleep(self.answer_s)
         if self.error is not None:
             raise self.error
-        return "".join(self.text.splitlines(keepends=True)[-tail:])
+        text = self.text if container is None else self.beside[container]
+        return "".join(text.splitlines(keepends=True)[-tail:])
 
-    async def follow(self, instance_id: str) -> AsyncIterator[bytes]:
+    async def follow(
+        self, instance_id: str, *, container: str | None = None
+    ) -> AsyncIterator[bytes]:
         assert self.stream is not None
         while (piece := await self.stream.get()) is not None:
             yield piece
 
     async def exec(
-        self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
+        self,
+        instance_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60,
+        container: str | None = None,
     ) -> Finished:
         self.commands.append(tuple(command))
+        self.into.append(container)
         if self.error is not None:
             raise self.error
         if stdin:
@@ -85,9 +101,16 @@ class Shown(Provider):
         return self.ended
 
     async def open_exec(
-        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+        self,
+        instance_id: str,
+        key: RentalKey,
+        command: Sequence[str],
+        *,
+        tty: bool,
+        container: str | None = None,
     ) -> Session:
         self.commands.append(tuple(command))
+        self.into.append(container)
         if self.session is None:
             raise Refused("shown", "exec", "no shell was rented", code="no_shell")
         return self.session
@@ -209,13 +232,16 @@ def held(
     uid: str = "uid-1",
     name: str = "june",
 ) -> Held:
-    """Return a pod whose containers all run on one machine; without `of` it has none."""
+    """Return a pod whose containers all run on one machine, the first one first; without `of` it
+    has none.
+    """
     every = containers or (state(),)
     return Held(
         pod=pod(name, uid),
         containers=every,
         init_containers=inits,
         rentals={each.name: of for each in every} if of is not None else {},
+        beside=frozenset(each.name for each in every[1:]),
         ready=True,
     )
 

@@ -42,6 +42,7 @@ from gp4u.providers.contract import (
     Provider,
     ProviderSpec,
     Query,
+    only_one,
     unfit,
 )
 from gp4u.providers.custom.client import judge_for
@@ -185,7 +186,10 @@ class Acme(Provider):
         url = f"{self._url}/machines/{quote(instance_id, safe='')}"
         await self._http.send("release", Call(method="DELETE", url=url), safe=True)
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
+        only_one(SPEC, "logs", container)
         path = f"/machines/{quote(instance_id, safe='')}/logs"
         body = await self._get("logs", path, {"tail": str(tail)})
         return "".join(f"{line}\n" for line in decode("acme", "logs", body, Logs).lines)

@@ -1,9 +1,8 @@
-"""One machine's log, taken apart into the runs of the containers that it serves.
+"""One container's log as a market gives it, taken apart into runs.
 
-A market gives one text for a machine. Which container printed what is told by our bootstrap's marks
-(init containers come first, then run after run of the workload), and where a market runs several
-containers side by side, by the name that it puts in front of each line. Pure: fetching the text is
-`store.py`'s business.
+Init containers run before a pod's main one, in its place, so all of them print one text. What is
+whose, and where a run ends and the next begins, is told by our bootstrap's marks. Pure: fetching
+the text is `store.py`'s business.
 """
 
 from __future__ import annotations
@@ -11,25 +10,23 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final
 
 from msgspec import Struct
 
-from gp4u.kubelet.logs.overlap import MAX_OPEN, Mark, Overlap, Sections
+from gp4u.kubelet.logs.overlap import Mark, Overlap, Sections
 from gp4u.kubelet.logs.run import RunLog
 
 Begin = Callable[[str], RunLog]
 """Starts the log of one more run of the container of this name."""
-_LONGEST_NAME: Final = 253
 
 
 class Layout(Struct, frozen=True):
-    """Which containers a machine runs."""
+    """Which containers of a pod print one text."""
 
-    apps: tuple[str, ...]
-    """Ordinary containers; the first one is the machine's main one."""
+    app: str
+    """The ordinary one."""
     inits: tuple[str, ...] = ()
-    """In the order in which they run before the main one, in its place."""
+    """In the order in which they run before it, in its place."""
 
 
 class Ending(Struct, frozen=True):
@@ -42,24 +39,22 @@ class Ending(Struct, frozen=True):
 
 
 class Source:
-    """The log of one rental's machine, as it comes."""
+    """The log of one container of one rental's machine, as it comes."""
 
     def __init__(self, layout: Layout, begin: Begin) -> None:
         self._layout, self._begin = layout, begin
         self._overlap = Overlap()
         self._decoder = getincrementaldecoder("utf-8")("replace")
-        self._lanes = {name: Sections() for name in layout.apps}
-        self._line = ""
-        """Of several containers' text: a line whose end has not come."""
+        self._sections = Sections()
         self._runs: dict[str, RunLog] = {}
         self._init: int | None = None
-        """Which init container prints; None: the main container does."""
+        """Which init container prints; None: the ordinary one does."""
         self.endings: dict[str, Ending] = {}
         """Container to its newest run, as far as marks were seen."""
         if layout.inits:
             self._init = 0
         else:
-            self._run_of(layout.apps[0])
+            self._run_of(layout.app)
 
     async def room(self) -> None:
         """Wait until those who follow what is printed here have nearly caught up with it."""
@@ -74,7 +69,7 @@ class Source:
             self._init = None  # the beginning is not there: most likely that of the init containers
         if told:
             self._take(told, at)
-        elif self._lanes[self._layout.apps[0]].has_whole_mark:
+        elif self._sections.has_whole_mark:
             # Markets trim the last line's end, and twice the same text is no line in the making.
             self._flush(at)
         return bool(told)
@@ -94,47 +89,25 @@ class Source:
 
     def finish(self, at: datetime) -> None:
         """Take what was held back, and say that nothing more will come."""
-        if self._line:
-            self._route(self._line, at)
-            self._line = ""
         self._flush(at)
         for run in self._runs.values():
             run.finish()
         self._overlap = Overlap()  # of no more use, and the largest part
 
     def _flush(self, at: datetime) -> None:
-        for name, sections in self._lanes.items():
-            for each in sections.flush():
-                self._apply(name, each, at)
+        for each in self._sections.flush():
+            self._apply(each, at)
 
     def _take(self, text: str, at: datetime) -> None:
-        if len(self._lanes) == 1:
-            self._feed(self._layout.apps[0], text, at)
-            return
-        *lines, self._line = (self._line + text).split("\n")
-        for line in lines:
-            self._route(f"{line}\n", at)
-        if len(self._line) > MAX_OPEN:
-            self._route(self._line, at)
-            self._line = ""
+        for each in self._sections.feed(text.encode(errors="replace")):
+            self._apply(each, at)
 
-    def _route(self, line: str, at: datetime) -> None:
-        """Give a line to the container whose name stands in front of it."""
-        prefix, colon, rest = line.partition(": ")
-        main, *others = self._layout.apps
-        if not colon or len(prefix) > _LONGEST_NAME:
-            self._feed(main, line, at)
-            return
-        of = [name for name in others if prefix == name or prefix.startswith(f"{name}-")]
-        self._feed(max(of, key=len, default=main), rest, at)
-
-    def _feed(self, name: str, text: str, at: datetime) -> None:
-        for each in self._lanes[name].feed(text.encode(errors="replace")):
-            self._apply(name, each, at)
-
-    def _apply(self, name: str, each: bytes | Mark, at: datetime) -> None:
+    def _apply(self, each: bytes | Mark, at: datetime) -> None:
+        name = self._layout.app
         if isinstance(each, bytes):
-            self._run_of(self._printing(name)).append(each, at)
+            inits = self._layout.inits
+            printing = name if self._init is None else inits[self._init]
+            self._run_of(printing).append(each, at)
             return
         if each.init is not None:
             self._init_ended(each.init, each.exit_code or 0)
@@ -157,10 +130,6 @@ class Source:
         del self._runs[inits[number]]  # another try has a log of its own
         following = number if code else number + 1
         self._init = following if following < len(inits) else None
-
-    def _printing(self, name: str) -> str:
-        is_main = name == self._layout.apps[0]
-        return self._layout.inits[self._init] if is_main and self._init is not None else name
 
     def _run_of(self, name: str) -> RunLog:
         """Return the log that a container prints to."""

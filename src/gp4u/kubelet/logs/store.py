@@ -54,10 +54,12 @@ Find = Callable[[], Held | None]
 
 
 class _Watched:
-    """One rental's machine, and how it has been asked for its log."""
+    """One container of one rental's machine, and how its market has been asked for its log."""
 
-    def __init__(self, uid: str, source: Source) -> None:
-        self.uid, self.source = uid, source
+    def __init__(self, uid: str, rental: Rental, known_as: str | None, source: Source) -> None:
+        self.uid, self.rental, self.source = uid, rental, source
+        self.known_as = known_as
+        """What the market calls the container; None: it is the first one of its machine."""
         self.asking = asyncio.Lock()
         self.looked_s = float("-inf")
         self.tail = 0
@@ -87,7 +89,8 @@ class LogStore:
         self._shelf = Shelf(
             directory, run_bytes=run_bytes, total_bytes=total_bytes, spool_bytes=spool_bytes
         )
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[tuple[str, str], _Watched] = {}
+        """By rental key and ordinary container."""
         self._newest: dict[tuple[str, str], _Watched] = {}
 
     # --- what was printed ---
@@ -116,26 +119,29 @@ class LogStore:
         rental = _rental_of(held, container)
         if rental is None or rental.instance_id is None:
             return ""
-        watched = self._watch(held, rental)
+        watched = self._watch(held, container, rental)
         asked_s = asyncio.get_running_loop().time() - FRESH_S
         async with watched.asking:
             if watched.is_over or (watched.looked_s > asked_s and watched.tail >= tail):
                 return watched.problem
-            return await self._ask(watched, rental, min(tail, MOST_LINES))
+            return await self._ask(watched, min(tail, MOST_LINES))
 
     async def keep_final(self, held: Held) -> None:
         """Read the logs of a pod's machines a last time, before they go, and keep them.
 
         A market that does not answer cannot hold it up for more than 20 s, and raises nothing.
         """
-        rentals = {each.key: each for each in held.rentals.values() if each.instance_id}
+        every = [
+            self._watch(held, name, rental)
+            for name, rental in held.rentals.items()
+            if rental.instance_id
+        ]
         with suppress(TimeoutError):
             async with asyncio.timeout(FINAL_S), asyncio.TaskGroup() as group:
-                for rental in rentals.values():
-                    group.create_task(self._ask_last(self._watch(held, rental), rental))
-        for key in rentals:
-            watched = self._watched.get(key)
-            if watched is not None and not watched.is_over:
+                for watched in every:
+                    group.create_task(self._ask_last(watched))
+        for watched in every:
+            if not watched.is_over:
                 watched.is_over = True
                 watched.source.finish(self._clock.now())
         self._shelf.spool(held.uid)
@@ -170,23 +176,25 @@ class LogStore:
 
     # --- asking a market ---
 
-    def _watch(self, held: Held, rental: Rental) -> _Watched:
-        watched = self._watched.get(rental.key)
+    def _watch(self, held: Held, container: str, rental: Rental) -> _Watched:
+        layout = _layout_of(held, container)
+        watched = self._watched.get((rental.key, layout.app))
         if watched is not None:
+            watched.rental = rental
             return watched
-        layout = _layout_of(held, rental)
 
         def begin(container: str) -> RunLog:
             return self._shelf.begin(held.uid, container)
 
-        watched = self._watched[rental.key] = _Watched(held.uid, Source(layout, begin))
-        for name in (*layout.inits, *layout.apps):
+        watched = _Watched(held.uid, rental, held.known_as(layout.app), Source(layout, begin))
+        self._watched[rental.key, layout.app] = watched
+        for name in (*layout.inits, layout.app):
             self._newest[held.uid, name] = watched
         return watched
 
-    async def _ask(self, watched: _Watched, rental: Rental, tail: int) -> str:
+    async def _ask(self, watched: _Watched, tail: int) -> str:
         """Read the log once; the caller holds `asking`."""
-        loop = asyncio.get_running_loop()
+        loop, rental = asyncio.get_running_loop(), watched.rental
         provider = self._providers.get(rental.provider)
         if provider is None or rental.instance_id is None:
             return f"{rental.provider} is not open"
@@ -194,7 +202,9 @@ class LogStore:
             return f"{provider.spec.title} does not show what a workload prints"
         try:
             async with asyncio.timeout(LOOK_S):
-                text = await provider.logs(rental.instance_id, tail=tail)
+                text = await provider.logs(
+                    rental.instance_id, tail=tail, container=watched.known_as
+                )
         except InstanceAbsent:
             text = ""  # a machine that is gone, or not there yet, has printed nothing more
         except (Gp4uError, OSError, TimeoutError) as error:
@@ -207,14 +217,15 @@ class LogStore:
         self._shelf.account(len(text) if is_new else 0)
         return ""
 
-    async def _ask_last(self, watched: _Watched, rental: Rental) -> None:
-        provider, problem = self._providers.get(rental.provider), ""
+    async def _ask_last(self, watched: _Watched) -> None:
+        rental, problem = watched.rental, ""
+        provider = self._providers.get(rental.provider)
         if provider is not None and Ability.LOGS not in provider.spec.can:
             return
         for wait_s in (0.0, _FINAL_AGAIN_S):
             await asyncio.sleep(wait_s)
             async with watched.asking:
-                problem = "" if watched.is_over else await self._ask(watched, rental, FIRST_LINES)
+                problem = "" if watched.is_over else await self._ask(watched, FIRST_LINES)
             if not problem:
                 return
         about = {"provider": rental.provider, "rental": rental.key, "reason": problem}
@@ -227,7 +238,7 @@ class LogStore:
             held = find()
             rental = _rental_of(held, container) if held is not None else None
             if held is not None and rental is not None and rental.instance_id is not None:
-                watched = self._watch(held, rental)
+                watched = self._watch(held, container, rental)
                 provider = self._providers.get(rental.provider)
                 if watched.is_streaming or watched.is_over:
                     pass  # another follower sees to it, or nothing more will come
@@ -236,22 +247,21 @@ class LogStore:
                     and Ability.FOLLOW in provider.spec.can
                     and loop.time() >= watched.stream_after_s
                 ):
-                    await self._stream(watched, rental, provider, rental.instance_id)
+                    await self._stream(watched, provider, rental.instance_id)
                 else:
                     await self.look(held, container, tail=POLL_LINES)
                     pause_s = watched.pause_s
             await asyncio.sleep(pause_s)
 
-    async def _stream(
-        self, watched: _Watched, rental: Rental, provider: Provider, instance_id: str
-    ) -> None:
+    async def _stream(self, watched: _Watched, provider: Provider, instance_id: str) -> None:
         """Follow the market's own stream until it ends or breaks."""
         early: list[bytes] = []
         has_come, is_joined = asyncio.Event(), asyncio.Event()
 
         async def pump() -> None:
             with suppress(Gp4uError, OSError, TimeoutError):  # polling goes on, and will tell
-                async with aclosing(provider.follow(instance_id)) as pieces:  # type: ignore[type-var] # an async generator, wherever it is written as one
+                stream = provider.follow(instance_id, container=watched.known_as)
+                async with aclosing(stream) as pieces:  # type: ignore[type-var] # an async generator, wherever it is written as one
                     async for piece in pieces:
                         if watched.is_over:
                             return
@@ -275,7 +285,7 @@ class LogStore:
                         await has_come.wait()
                 # What came before is read only now, so that nothing falls between the two.
                 async with watched.asking:
-                    await self._ask(watched, rental, FIRST_LINES)
+                    await self._ask(watched, FIRST_LINES)
                 watched.source.join(b"".join(early), self._clock.now())
                 is_joined.set()
         finally:
@@ -295,9 +305,11 @@ def _rental_of(held: Held, container: str) -> Rental | None:
     return held.rentals.get(container) or next(iter(held.rentals.values()), None)
 
 
-def _layout_of(held: Held, rental: Rental) -> Layout:
+def _layout_of(held: Held, container: str) -> Layout:
+    """Return what prints together with a container, in the words of the pod's spec."""
+    inits = tuple(each.name for each in held.init_containers)
     names = [each.name for each in held.containers] or list(held.rentals)
-    apps = [n for n in names if n in held.rentals and held.rentals[n].key == rental.key]
-    apps = apps or names
-    inits = tuple(each.name for each in held.init_containers) if apps[0] == names[0] else ()
-    return Layout(tuple(apps), inits)
+    first = next((name for name in names if held.known_as(name) is None), container)
+    if container in inits or container == first:
+        return Layout(first, inits)
+    return Layout(container)

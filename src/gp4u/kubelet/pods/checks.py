@@ -70,6 +70,7 @@ class Checks:
         pod: PodObject,
         tally: ProbeTally,
         rental_of: Callable[[str], Rental | None],
+        known_as: Callable[[str], str | None],
         providers: Mapping[str, Provider],
         clock: Clock,
         random: Random,
@@ -77,9 +78,11 @@ class Checks:
         warn: Warn,
         allow_loopback: bool,
     ) -> None:
-        """`rental_of` maps a container to the rental that runs it now; `pod` is whose they are."""
+        """`rental_of` maps a container to the rental that runs it now, `known_as` to the name by
+        which a market tells it from the first one of its machine; `pod` is whose they are.
+        """
         self._pod, self._tally = pod, tally
-        self._rental_of, self._providers = rental_of, providers
+        self._rental_of, self._known_as, self._providers = rental_of, known_as, providers
         self._clock, self._random = clock, random
         self._tell, self._warn, self._allow_loopback = tell, warn, allow_loopback
         self._probers: dict[str, tuple[str, ContainerProber, asyncio.Task[None]]] = {}
@@ -145,7 +148,11 @@ class Checks:
         if rental is None:
             raise TimeoutError("the machine is gone")
         return await run_inside(
-            self._providers[rental.provider], rental, command, within_s=within_s
+            self._providers[rental.provider],
+            rental,
+            command,
+            within_s=within_s,
+            container=self._known_as(name),
         )
 
 

@@ -26,9 +26,16 @@ def can_run(provider: Provider) -> bool:
 
 
 async def run_inside(
-    provider: Provider, rental: Rental, command: Sequence[str], *, within_s: float
+    provider: Provider,
+    rental: Rental,
+    command: Sequence[str],
+    *,
+    within_s: float,
+    container: str | None = None,
 ) -> int:
-    """Run a command where the rental's workload runs, and return its exit code.
+    """Run a command where a container of the rental runs, and return its exit code.
+
+    `container` is as the market knows it; None: the first one.
 
     Raises:
         TimeoutError: it did not end in time; it may go on.
@@ -37,7 +44,9 @@ async def run_inside(
     instance_id = rental.instance_id or ""
     async with asyncio.timeout(within_s):
         if Ability.SHELL in provider.spec.can:
-            session = await provider.open_exec(instance_id, rental.key, command, tty=False)
+            session = await provider.open_exec(
+                instance_id, rental.key, command, tty=False, container=container
+            )
             try:
                 async for _ in session.output():
                     pass
@@ -45,6 +54,8 @@ async def run_inside(
             finally:
                 await session.aclose()
         if Ability.EXEC in provider.spec.can:
-            done = await provider.exec(instance_id, command, timeout_s=within_s)
+            done = await provider.exec(
+                instance_id, command, timeout_s=within_s, container=container
+            )
             return done.exit_code
     raise unsupported(provider.spec, "exec")

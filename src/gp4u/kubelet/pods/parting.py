@@ -56,15 +56,20 @@ class Parting:
             self._lane.withdraw(owner)
         await self._publisher.withdraw(uid)
 
-    async def ask_to_stop(self, rental: Rental, *, within_s: float) -> bool:
-        """Ask the workload to end, and wait for it; return whether it did."""
+    async def ask_to_stop(
+        self, rental: Rental, *, within_s: float, container: str | None = None
+    ) -> bool:
+        """Ask a container to end, and wait for it; return whether it did."""
         provider = self._providers.get(rental.provider)
         if provider is None or not can_run(provider) or within_s <= 0:
             return False
         try:
-            return await run_inside(provider, rental, STOP_AND_WAIT, within_s=within_s) == 0
+            code = await run_inside(
+                provider, rental, STOP_AND_WAIT, within_s=within_s, container=container
+            )
         except (Gp4uError, OSError, TimeoutError):
             return False  # it is killed then, as a container is that does not heed
+        return code == 0
 
     async def keep_logs(self, held: Held) -> None:
         """Read what the pod's machines printed a last time; some seconds at most."""

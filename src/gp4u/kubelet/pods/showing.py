@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from gp4u.clock import Clock
 from gp4u.kubelet.held import ContainerState, Held, PodObject
 from gp4u.kubelet.logs.store import LogStore
@@ -63,13 +65,15 @@ class Showing:
         checks: Checks,
         *,
         rentals: Mapping[str, Rental],
+        beside: frozenset[str],
         leaving: bool,
         again: bool,
         group: asyncio.TaskGroup,
     ) -> None:
         """Work out what is to be seen now, and tell what is new.
 
-        `rentals` maps containers to the rentals that run them; `again` compares with what the API
+        `rentals` maps containers to the rentals that run them, `beside` are those that are not the
+        first one of their machine; `again` compares with what the API
         server has, as others write there as well.
         """
         uid = self.pod["metadata"]["uid"]
@@ -82,6 +86,7 @@ class Showing:
             containers=app,
             init_containers=init,
             rentals=rentals,
+            beside=beside,
             ready=self.held.ready,
             leaving=leaving,
         )
@@ -132,14 +137,7 @@ class Showing:
             each["type"] == "Ready" and each["status"] == "True"
             for each in status.get("conditions", ())
         )
-        self.held = Held(
-            pod=self.pod,
-            containers=app,
-            init_containers=init,
-            rentals=self.held.rentals,
-            ready=ready and not leaving,
-            leaving=leaving,
-        )
+        self.held = replace(self.held, ready=ready and not leaving)
         if status == self._status and not again:
             return
         self._status = status

@@ -26,6 +26,7 @@ from gp4u.kubelet.pods.memory import (
 )
 from gp4u.kubelet.pods.showing import Showing
 from gp4u.kubelet.pods.wording import News
+from gp4u.kubelet.spec.resources import main_container
 from gp4u.providers import bootstrap
 from gp4u.rentals.rental import Rental
 
@@ -99,6 +100,19 @@ class Standing:
     def rental_of(self, container: str) -> Rental | None:
         """Return the open rental that runs a container."""
         return self.by_container().get(container)
+
+    def beside(self) -> frozenset[str]:
+        """Return the containers that run beside the first one of their machine."""
+        found = {name for slot in self.slots for name in slot.containers[1:]}
+        if "" in self.strays:
+            spec = self.pod["spec"]
+            first = main_container(spec)["name"]
+            found.update(each["name"] for each in spec["containers"] if each["name"] != first)
+        return frozenset(found)
+
+    def known_as(self, container: str) -> str | None:
+        """Return the name by which a market tells a container; None: the first of its machine."""
+        return container if container in self.beside() else None
 
     def owner(self, suffix: str) -> str:
         """Return the owner of the rental of one machine."""

@@ -131,7 +131,11 @@ class Worker:
         self._grace: asyncio.Timeout | None = None
         self._stopped = self._deleted = False
         self._checks = checks(
-            pod=pod, rental_of=self._now.rental_of, tell=self._awake.set, warn=self._now.warn
+            pod=pod,
+            rental_of=self._now.rental_of,
+            known_as=self._now.known_as,
+            tell=self._awake.set,
+            warn=self._now.warn,
         )
         self._hiring = Hiring(
             self._now,
@@ -343,6 +347,7 @@ class Worker:
             self._now.memory,
             self._checks.verdicts,
             rentals=self._now.by_container(),
+            beside=self._now.beside(),
             leaving=self._now.leaving or self._now.is_gone,
             again=again and not self._now.is_gone,
             group=group,

@@ -3,7 +3,7 @@
 No market tells CPU and memory of a workload, and without them neither `kubectl top pod` nor an
 autoscaler works. Where a command can be run inside, one short command reads the container's own
 accounting, or adds up its processes. It runs in the background and only as long as somebody asks,
-at most twice a minute for a machine. What a machine says of itself is its guest's claim: it is
+at most twice a minute for a container. What a machine says of itself is its guest's claim: it is
 shown, and nothing is decided by it.
 
 Source: Linux Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/{cpuacct,memory}.rst and
@@ -26,7 +26,6 @@ from gp4u.kubelet.held import Held, Pods, Run
 from gp4u.kubelet.server.ways_in import WaysIn
 from gp4u.providers.bootstrap import PID_FILE
 from gp4u.providers.session import Stream
-from gp4u.rentals.rental import Rental
 
 PERIOD_S: Final = 30.0
 WANTED_S: Final = 300.0
@@ -74,27 +73,31 @@ every machine that is sold.
 
 
 class Sample(Struct, frozen=True):
-    """What a machine's workload has used and uses."""
+    """What a container has used and uses."""
 
     at: datetime
     cpu_ns: int
-    """CPU time since the workload began; never less than in an earlier sample."""
+    """CPU time since it began; never less than in an earlier sample."""
     memory_bytes: int
     """Its working set."""
 
 
+Key = tuple[str, str]
+"""A rental's key, and the name of a container that it runs."""
+
+
 class Sampler:
-    """Keeps samples of the machines of all running pods."""
+    """Keeps samples of the containers of all running pods."""
 
     def __init__(self, pods: Pods, ways: WaysIn, *, clock: Clock) -> None:
         self._pods, self._ways, self._clock = pods, ways, clock
-        self._samples: dict[str, Sample] = {}
-        self._due_s: dict[str, float] = {}
+        self._samples: dict[Key, Sample] = {}
+        self._due_s: dict[Key, float] = {}
         self._wanted_until_s = float("-inf")
         self._wanted = asyncio.Event()
 
-    def samples(self) -> Mapping[str, Sample]:
-        """Return the newest samples by rental key; from now on they are kept fresh for a while."""
+    def samples(self) -> Mapping[Key, Sample]:
+        """Return the newest samples; from now on they are kept fresh for a while."""
         self._wanted_until_s = asyncio.get_running_loop().time() + WANTED_S
         self._wanted.set()
         return self._samples
@@ -110,25 +113,20 @@ class Sampler:
             await asyncio.sleep(TICK_S)
 
     async def _round(self) -> None:
-        machines = {
-            rental.key: (held, name, rental)
-            for held in self._pods.all()
-            for name, rental in _machines(held).items()
-        }
-        for gone in [key for key in self._due_s if key not in machines]:
+        running = {key: held for held in self._pods.all() for key in keys_of(held).values()}
+        for gone in [key for key in self._due_s if key not in running]:
             del self._due_s[gone]
             self._samples.pop(gone, None)
         now_s = asyncio.get_running_loop().time()
-        due = sorted((self._due_s.get(key, 0.0), key) for key in machines)
+        due = sorted((self._due_s.get(key, 0.0), key) for key in running)
         lane = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as group:
             for at_s, key in due:
                 if at_s <= now_s:
-                    held, name, _ = machines[key]
-                    group.create_task(self._sample(lane, key, held, name))
+                    group.create_task(self._sample(lane, key, running[key]))
 
-    async def _sample(self, lane: asyncio.Semaphore, key: str, held: Held, name: str) -> None:
-        loop = asyncio.get_running_loop()
+    async def _sample(self, lane: asyncio.Semaphore, key: Key, held: Held) -> None:
+        loop, (rental, name) = asyncio.get_running_loop(), key
         pause_s = PERIOD_S
         async with lane:
             if self._ways.problem_of_exec(held, name):
@@ -145,7 +143,7 @@ class Sampler:
                 pause_s = AFTER_REFUSAL_S
             except (Gp4uError, OSError, TimeoutError) as error:
                 pause_s = AFTER_FAILURE_S
-                structlog.get_logger().debug("usage_not_read", rental=key, error=str(error))
+                structlog.get_logger().debug("usage_not_read", rental=rental, error=str(error))
         self._due_s[key] = loop.time() + pause_s
 
     async def _asked(self, held: Held, name: str) -> bytes:
@@ -161,14 +159,14 @@ class Sampler:
             await session.aclose()
 
 
-def _machines(held: Held) -> dict[str, Rental]:
-    """Return one running container of each of a pod's machines, with its rental."""
-    found: dict[str, tuple[str, Rental]] = {}
+def keys_of(held: Held) -> dict[str, Key]:
+    """Return a pod's running containers that have a machine, each with its key among samples."""
+    found: dict[str, Key] = {}
     for each in held.containers:
         rental = held.rentals.get(each.name)
         if rental is not None and each.run is Run.RUNNING and rental.instance_id:
-            found.setdefault(rental.key, (each.name, rental))
-    return dict(found.values())
+            found[each.name] = (rental.key, each.name)
+    return found
 
 
 def read(output: bytes, at: datetime) -> Sample | None:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from gp4u.kubelet.held import ContainerState, Held, Run
-from gp4u.kubelet.server.sampling import Sample
+from gp4u.kubelet.server.sampling import Key, Sample, keys_of
 
 _NS: Final = 1_000_000_000
 _STATM: Final = Path("/proc/self/statm")
@@ -61,7 +61,7 @@ def summary(
     own: Usage,
     before: Usage | None,
     pods: Sequence[Held],
-    samples: Mapping[str, Sample],
+    samples: Mapping[Key, Sample],
     only_cpu_and_memory: bool,
 ) -> dict[str, Any]:
     """Return the body of `/stats/summary`; every running pod is in it, each container named.
@@ -90,7 +90,7 @@ def summary(
     return {"node": node, "pods": told}
 
 
-def _pod(held: Held, samples: Mapping[str, Sample], *, brief: bool) -> dict[str, Any]:
+def _pod(held: Held, samples: Mapping[Key, Sample], *, brief: bool) -> dict[str, Any]:
     started = (held.pod.get("status") or {}).get("startTime")
     told: dict[str, Any] = {
         "podRef": {"name": held.name, "namespace": held.namespace, "uid": held.uid},
@@ -120,7 +120,7 @@ def _figures(sample: Sample) -> dict[str, Any]:
     }
 
 
-def resource_text(own: Usage, pods: Sequence[Held], samples: Mapping[str, Sample]) -> bytes:
+def resource_text(own: Usage, pods: Sequence[Held], samples: Mapping[Key, Sample]) -> bytes:
     """Return the page of `/metrics/resource`; figures carry the moment of their reading, in ms."""
     rows: dict[str, list[str]] = {name: [] for name, _, _ in _TABLE}
     _add(rows, "node", "", own.cpu_ns, own.memory_bytes, own.at)
@@ -164,22 +164,9 @@ def _running(held: Held) -> list[ContainerState]:
     return [each for each in every if each.run is Run.RUNNING]
 
 
-def _samples(held: Held, samples: Mapping[str, Sample]) -> dict[str, Sample]:
-    """Return samples by container.
-
-    A machine's goes to the first container that runs there: what another one beside it uses is not
-    known by itself.
-    """
-    of: dict[str, Sample] = {}
-    taken: set[str] = set()
-    for each in held.containers:
-        rental = held.rentals.get(each.name)
-        if rental is None or each.run is not Run.RUNNING or rental.key in taken:
-            continue
-        taken.add(rental.key)
-        if rental.key in samples:
-            of[each.name] = samples[rental.key]
-    return of
+def _samples(held: Held, samples: Mapping[Key, Sample]) -> dict[str, Sample]:
+    """Return samples by container."""
+    return {name: samples[key] for name, key in keys_of(held).items() if key in samples}
 
 
 def _sum(of: Sequence[Sample]) -> Sample:

@@ -78,11 +78,11 @@ class WaysIn:
         provider, rental = self._machine(held, container)
         if provider is None or rental is None or rental.instance_id is None:
             raise Unavailable("gp4u", "exec", "the machine is not there", sent=False)
-        can = provider.spec.can
+        can, known_as = provider.spec.can, held.known_as(container)
         if Ability.SHELL in can:
             try:
                 return await provider.open_exec(
-                    rental.instance_id, rental.key, list(command), tty=tty
+                    rental.instance_id, rental.key, list(command), tty=tty, container=known_as
                 )
             except Refused as error:
                 if Ability.EXEC not in can or tty or error.code not in ("no_shell", "unsupported"):
@@ -93,7 +93,7 @@ class WaysIn:
         if tty:
             detail = f"{provider.spec.title} has no terminals: leave out -t"
             raise Refused(provider.spec.slug, "exec", detail, code="unsupported")
-        return OneShot(provider, rental.instance_id, command)
+        return OneShot(provider, rental.instance_id, command, container=known_as)
 
     async def port(self, held: Held, number: int) -> Link:
         """Connect to a port of a pod.
@@ -157,8 +157,17 @@ class WaysIn:
 class OneShot(Session):
     """A command that a market runs to its end, as a session: its input first, then its output."""
 
-    def __init__(self, provider: Provider, instance_id: str, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        instance_id: str,
+        command: Sequence[str],
+        *,
+        container: str | None = None,
+    ) -> None:
+        """`container` is as a market knows it."""
         self._provider, self._instance_id, self._command = provider, instance_id, command
+        self._container = container
         self._input = bytearray()
         self._has_input, self._is_over = asyncio.Event(), asyncio.Event()
         self._code: int | None = None
@@ -168,7 +177,11 @@ class OneShot(Session):
         try:
             await self._has_input.wait()
             ended: Finished = await self._provider.exec(
-                self._instance_id, self._command, stdin=bytes(self._input), timeout_s=ONE_SHOT_S
+                self._instance_id,
+                self._command,
+                stdin=bytes(self._input),
+                timeout_s=ONE_SHOT_S,
+                container=self._container,
             )
             self._code = ended.exit_code
             if ended.stdout:

@@ -42,7 +42,7 @@ from gp4u.providers.contract import (
     Query,
     fit,
 )
-from gp4u.providers.http import decode
+from gp4u.providers.http import decode, harmless
 from gp4u.providers.session import Session
 from gp4u.providers.turns import in_turns
 
@@ -206,23 +206,33 @@ class Akash(Provider):
     async def release(self, instance_id: str) -> None:
         await self._console.close(instance_id)
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         lease = await self._live_lease(instance_id)
         if lease is None:
             return ""
+        service = _service("logs", lease, container)
         uri, token, pins = await self._admission(lease, "logs")
-        return await self._gateway.logs(uri, lease.id, token, tail=tail, pins=pins)
+        return await self._gateway.logs(uri, lease.id, token, service=service, tail=tail, pins=pins)
 
     async def exec(
-        self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
+        self,
+        instance_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60,
+        container: str | None = None,
     ) -> Finished:
-        lease, services = await self._running(instance_id)
+        lease = await self._running(instance_id)
+        service = _service("exec", lease, container)
         uri, token, pins = await self._admission(lease, "shell")
         return await self._gateway.exec(
             uri,
             lease.id,
             token,
-            service=_main(services),
+            service=service,
             command=command,
             stdin=stdin,
             timeout_s=timeout_s,
@@ -230,19 +240,29 @@ class Akash(Provider):
         )
 
     async def open_exec(
-        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+        self,
+        instance_id: str,
+        key: RentalKey,
+        command: Sequence[str],
+        *,
+        tty: bool,
+        container: str | None = None,
     ) -> Session:
         del key  # the token is for the lease
-        lease, services = await self._running(instance_id)
+        lease = await self._running(instance_id)
+        service = _service("exec", lease, container)
         uri, token, pins = await self._admission(lease, "shell")
         return await self._gateway.session(
-            uri, lease.id, token, service=_main(services), command=command, tty=tty, pins=pins
+            uri, lease.id, token, service=service, command=command, tty=tty, pins=pins
         )
 
-    async def follow(self, instance_id: str) -> AsyncIterator[bytes]:
-        lease, services = await self._running(instance_id)
+    async def follow(
+        self, instance_id: str, *, container: str | None = None
+    ) -> AsyncIterator[bytes]:
+        lease = await self._running(instance_id)
+        service = _service("follow", lease, container)
         uri, token, pins = await self._admission(lease, "logs")
-        lines = self._gateway.follow(uri, lease.id, token, several=len(services) > 1, pins=pins)
+        lines = self._gateway.follow(uri, lease.id, token, service=service, pins=pins)
         async with aclosing(lines):
             async for line in lines:
                 yield line
@@ -284,18 +304,16 @@ class Akash(Provider):
     async def _live_lease(self, dseq: str) -> Lease | None:
         return next(iter((await self._console.show(dseq)).live_leases), None)
 
-    async def _running(self, dseq: str) -> tuple[Lease, Collection[str]]:
-        """Return a lease whose services run, and their names.
+    async def _running(self, dseq: str) -> Lease:
+        """Return a lease whose services run.
 
         Raises:
             Refused: none runs yet.
         """
         lease = await self._live_lease(dseq)
-        status = lease.told if lease is not None else None
-        services = (status.services if status is not None else None) or {}
-        if lease is None or not services:
+        if lease is None or not _services(lease):
             raise Refused(SLUG, "exec", "no service runs yet", code="not_running")
-        return lease, services
+        return lease
 
     async def _admission(self, lease: Lease, scope: str) -> tuple[str, str, tuple[bytes, ...]]:
         """Return a host's address, a token for this one thing there, and its own certificates."""
@@ -309,6 +327,24 @@ class Akash(Provider):
         return host.host_uri or "", token, await self._chain.certificates(owner)
 
 
-def _main(services: Collection[str]) -> str:
-    """Return the service that is the workload's own container."""
-    return sdl.MAIN if sdl.MAIN in services else next(iter(services))
+def _services(lease: Lease) -> Collection[str]:
+    """Return the services of a lease, as far as its host tells of any."""
+    told = lease.told
+    return (told.services if told is not None else None) or ()
+
+
+def _service(operation: str, lease: Lease, container: str | None) -> str:
+    """Return the service that is a container; None is the workload's own.
+
+    Raises:
+        Refused: the lease has no such one.
+    """
+    services = _services(lease)
+    if container is None:
+        # What was not rented by us has names of its own.
+        return sdl.MAIN if not services or sdl.MAIN in services else next(iter(services))
+    if services and container not in services:
+        known = ", ".join(each for each in services if each != sdl.MAIN) or "none"
+        detail = harmless(f"no further container {container!r}; there are: {known}", 300)
+        raise Refused(SLUG, operation, detail, code="no_container")
+    return container

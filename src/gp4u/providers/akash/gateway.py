@@ -41,8 +41,15 @@ STDIN_CHUNK: Final = 16 << 10
 
 
 class _Line(msgspec.Struct):
-    name: str = ""
+    """A line and, what nobody needs here, the name of the pod that printed it."""
+
     message: str = ""
+
+
+def logs_path(lease: LeaseId, service: str, *, tail: int, follow: bool) -> str:
+    """Return the path of a service's log. Without a service the lines of all come mixed."""
+    params = {"follow": str(follow).lower(), "tail": str(tail), "service": service}
+    return f"{lease_path(lease)}/logs?{httpx2.QueryParams(params)}"
 
 
 def shell_path(lease: LeaseId, service: str, command: Sequence[str], *, stdin: bytes) -> str:
@@ -67,9 +74,16 @@ class Gateway:
         self._dial, self._allow_loopback = dial, allow_loopback
 
     async def logs(
-        self, host_uri: str, lease: LeaseId, token: str, *, tail: int, pins: Sequence[bytes] = ()
+        self,
+        host_uri: str,
+        lease: LeaseId,
+        token: str,
+        *,
+        service: str,
+        tail: int,
+        pins: Sequence[bytes] = (),
     ) -> str:
-        """Return the newest lines of all services; of several, each with its pod's name.
+        """Return the newest lines of a service.
 
         Raises:
             InstanceAbsent: the host has no such lease.
@@ -77,8 +91,8 @@ class Gateway:
             Unavailable: the host could not be reached.
         """
         wanted = min(max(tail, 1), MAX_LINES)
-        path = f"{lease_path(lease)}/logs?follow=false&tail={wanted}"
-        lines: deque[_Line] = deque(maxlen=wanted)
+        path = logs_path(lease, service, tail=wanted, follow=False)
+        lines: deque[str] = deque(maxlen=wanted)
         taken, is_open = 0, False
         door = await self.door("logs", host_uri)
         try:
@@ -96,9 +110,7 @@ class Gateway:
                 raise Unavailable(SLUG, "logs", "the host does not answer") from error
         except (OSError, ssl.SSLError) as error:
             raise Unavailable(SLUG, "logs", f"{type(error).__name__} at the host") from error
-        several = len({line.name for line in lines}) > 1
-        told = [f"{n.name}: {n.message}" if several else n.message for n in lines]
-        return "".join(f"{line}\n" for line in told)
+        return "".join(f"{line}\n" for line in lines)
 
     async def follow(
         self,
@@ -106,26 +118,24 @@ class Gateway:
         lease: LeaseId,
         token: str,
         *,
-        several: bool,
+        service: str,
         pins: Sequence[bytes] = (),
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the lines of all services as they come; of several, each with its pod's name.
+        """Yield the lines of a service as they come.
 
         Raises:
             InstanceAbsent: the host has no such lease.
             Malformed: the host's address is not one that we may follow.
             Unavailable: the host could not be reached, or hung up.
         """
-        path = f"{lease_path(lease)}/logs?follow=true&tail=0"
+        path = logs_path(lease, service, tail=0, follow=True)
         door = await self.door("follow", host_uri)
         began = False
         try:
             async with self._dial(door, path, token, pins) as socket:
                 began = True
                 while True:
-                    line = _line(await socket.receive())
-                    told = f"{line.name}: {line.message}" if several else line.message
-                    yield f"{told}\n".encode()
+                    yield f"{_line(await socket.receive())}\n".encode()
         except (Closed, Declined) as ended:
             if began and isinstance(ended, Closed) and ended.code in (None, LEASE_NOT_FOUND, 1000):
                 return  # the lease is closed, or its workload is over
@@ -262,9 +272,9 @@ async def _feed(socket: Socket, stdin: bytes) -> None:
             await socket.send(bytes([Frame.STDIN]) + stdin[start : start + STDIN_CHUNK])
 
 
-def _line(message: bytes | str) -> _Line:
+def _line(message: bytes | str) -> str:
+    """Return what was printed; what is not in the gateway's form is taken as it is."""
     try:
-        return msgspec.json.decode(message, type=_Line)
+        return msgspec.json.decode(message, type=_Line).message
     except UNREADABLE:
-        text = message if isinstance(message, str) else message.decode("utf-8", "replace")
-        return _Line(message=text)
+        return message if isinstance(message, str) else message.decode("utf-8", "replace")

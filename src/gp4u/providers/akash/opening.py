@@ -37,14 +37,22 @@ class _QuotedAkash(Akash):
     async def release(self, instance_id: str) -> None:
         raise _needs_key("release", instance_id)
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
-        del tail
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
+        del tail, container
         raise _needs_key("logs", instance_id)
 
     async def exec(
-        self, instance_id: str, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60
+        self,
+        instance_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60,
+        container: str | None = None,
     ) -> Finished:
-        del command, stdin, timeout_s
+        del command, stdin, timeout_s, container
         raise _needs_key("exec", instance_id)
 
     async def extend(self, instance_id: str) -> None:
@@ -55,12 +63,19 @@ class _QuotedAkash(Akash):
         return None
 
     async def open_exec(
-        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+        self,
+        instance_id: str,
+        key: RentalKey,
+        command: Sequence[str],
+        *,
+        tty: bool,
+        container: str | None = None,
     ) -> Session:
-        del key, command, tty
+        del key, command, tty, container
         raise _needs_key("open_exec", instance_id)
 
-    def follow(self, instance_id: str) -> AsyncIterator[bytes]:
+    def follow(self, instance_id: str, *, container: str | None = None) -> AsyncIterator[bytes]:
+        del container
         raise _needs_key("follow", instance_id)
 
 

@@ -104,7 +104,7 @@ def sdl(workload: Workload, key: RentalKey, wish: Wish, *, amount: int) -> dict[
         env=workload.env,
         ports=workload.ports or (_IDLE_PORT,),
     )
-    group = (main, *workload.beside)
+    group = (main, *(_beside(each, workload) for each in workload.beside))
     services: dict[str, object] = {}
     sizes = {MAIN: _resources(wish.cpus, wish.ram_gib, workload.disk_gib, _gpu(wish))}
     for each in group:
@@ -247,6 +247,18 @@ def _program(workload: Workload) -> tuple[tuple[str, ...], tuple[str, ...]]:
         bound = f"Akash takes {MAX_SCRIPT} bytes of a script, and with its files it has"
         raise BadInput("files", f"{told} bytes", f"{bound} {len(script.encode())}")
     return ("/bin/sh", "-c"), (script,)
+
+
+def _beside(container: Container, workload: Workload) -> Container:
+    """Return a further container with what replaces its program, so that its runs are told too."""
+    own = Workload(
+        image=container.image,
+        entrypoint=container.entrypoint,
+        command=container.command,
+        restart=workload.restart,
+    )
+    entrypoint, command = _program(own)
+    return msgspec.structs.replace(container, entrypoint=entrypoint, command=command)
 
 
 def _service(

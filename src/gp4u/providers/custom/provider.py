@@ -200,9 +200,11 @@ class BaseProvider(Provider):
         """Raise `Refused`."""
         raise Refused(self.name, "release", f"{instance_id}: {_QUOTED}", code="unsupported")
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         """Raise `Refused`."""
-        del tail
+        del tail, container
         raise Refused(self.name, "logs", f"{instance_id}: {_QUOTED}", code="unsupported")
 
     async def aclose(self) -> None:

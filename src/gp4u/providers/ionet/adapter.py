@@ -41,6 +41,7 @@ from gp4u.providers.contract import (
     ProviderSpec,
     Query,
     fit,
+    only_one,
 )
 from gp4u.providers.http import Http
 from gp4u.providers.ionet import hardware, held, order
@@ -194,8 +195,11 @@ class IoNet(Provider):
             why = f"{instance_id}: {error.detail}"
             raise OutcomeUnknown(SLUG, "extend", why, key=RentalKey("")) from error
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         """Return what the first container printed, errors after the rest."""
+        only_one(SPEC, "logs", container)
         if instance_id.startswith(Product.VMAAS):
             raise Refused(SLUG, "logs", "virtual machines have no logs here", code="unsupported")
         found = await self._held.workers(instance_id)

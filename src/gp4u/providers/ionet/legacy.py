@@ -135,8 +135,10 @@ class IoNetLegacy(Provider):
     async def release(self, instance_id: str) -> None:
         raise Refused(SLUG, "release", f"{instance_id}: {_CANNOT_RENT}", code="unsupported")
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
-        del tail
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
+        del tail, container
         raise Refused(SLUG, "logs", f"{instance_id}: {_CANNOT_RENT}", code="unsupported")
 
     async def aclose(self) -> None:

@@ -31,6 +31,7 @@ from gp4u.providers.contract import (
     ProviderSpec,
     Query,
     fit,
+    only_one,
 )
 from gp4u.providers.http import Http
 from gp4u.providers.render.job import EVERYBODY, job_body
@@ -191,8 +192,11 @@ class Render(Provider):
         body = await self._http.send("release", call, safe=True, timeout_s=self._read_timeout_s)
         parse_one(SLUG, "release", body, Job)  # a captive portal's page releases nothing
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
         """Read the newest run's whole output; the market keeps it in one text, without a cursor."""
+        only_one(SPEC, "logs", container)
         run = await self._run_of("logs", instance_id)
         if run is None:
             body = await self._get("logs", f"jobs/{quote(instance_id, safe='')}")

@@ -151,8 +151,10 @@ class RenderLegacy(Provider):
     async def release(self, instance_id: str) -> None:
         await self._delete("release", instance_id)
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
-        del tail
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
+        del tail, container
         raise Refused(SLUG, "logs", f"no logs of {instance_id} in this API", code="unsupported")
 
     async def billed(self, instance_id: str) -> Decimal | None:

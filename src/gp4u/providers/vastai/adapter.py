@@ -29,6 +29,7 @@ from gp4u.providers.contract import (
     ProviderSpec,
     Query,
     fit,
+    only_one,
 )
 from gp4u.providers.http import Http, decode
 from gp4u.providers.session import Link, Session
@@ -210,7 +211,10 @@ class VastAI(Provider):
         self._attached.discard(instance_id)
         decode(SLUG, "release", body, ErrorBody)  # a captive portal's page releases nothing
 
-    async def logs(self, instance_id: str, *, tail: int = 1000) -> str:
+    async def logs(
+        self, instance_id: str, *, tail: int = 1000, container: str | None = None
+    ) -> str:
+        only_one(SPEC, "logs", container)
         call = Call(
             method="PUT",
             url=f"{self._v0}/instances/request_logs/{instance_id}/",
@@ -221,8 +225,15 @@ class VastAI(Provider):
         return await self._http.fetch_result(url) if isinstance(url, str) and url else ""
 
     async def open_exec(
-        self, instance_id: str, key: RentalKey, command: Sequence[str], *, tty: bool
+        self,
+        instance_id: str,
+        key: RentalKey,
+        command: Sequence[str],
+        *,
+        tty: bool,
+        container: str | None = None,
     ) -> Session:
+        only_one(SPEC, "exec", container)
         addresses = await self._entry("exec", instance_id, key)
         line = bootstrap.inside(command)
         return await self._ssh.session(instance_id, key, addresses, line, tty=tty)

@@ -134,9 +134,7 @@ class Gateways:
         sent: dict[str, int] = {}
         with suppress(WebSocketDisconnect):
             while True:
-                for name, text in (await self._texts(placed, lease)).items():
-                    if wanted not in (None, name):
-                        continue
+                for name, text in (await self._texts(placed, lease, wanted)).items():
                     lines = text.splitlines()
                     begin = sent.get(name, max(0, len(lines) - tail))
                     for line in lines[begin:]:
@@ -155,16 +153,17 @@ class Gateways:
                     return
             await socket.close()
 
-    async def _texts(self, placed: Placed, lease: Lease) -> dict[str, str]:
-        """Return what each service of a lease has printed."""
-        main = main_of(placed.group)
-        contract, texts = lease.contract, {}
-        if contract.running is not None:
-            texts[main.name] = await contract.running.logs(10_000)
-        else:
-            texts[main.name] = contract.logs_kept
-        for name, running in lease.beside.items():
-            texts[name] = await running.logs(10_000)
+    async def _texts(self, placed: Placed, lease: Lease, wanted: str | None) -> dict[str, str]:
+        """Return what each service of a lease, or the one that is wanted, has printed."""
+        texts = {}
+        for service in placed.group.services:
+            if wanted not in (None, service.name):
+                continue
+            running = self._running(placed, lease, service.name)
+            if running is not None:
+                texts[service.name] = await running.logs(10_000)
+            elif service is main_of(placed.group):
+                texts[service.name] = lease.contract.logs_kept
         return texts
 
     async def _shell(self, socket: WebSocket) -> None:

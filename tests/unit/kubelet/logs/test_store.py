@@ -72,18 +72,37 @@ def test_init_containers_have_logs_of_their_own() -> None:
     run_virtual(inside)
 
 
-def test_containers_side_by_side_are_told_apart_by_name() -> None:
-    """Some markets run several and put their names in front of the lines."""
+def test_containers_side_by_side_have_logs_and_ends_of_their_own() -> None:
+    """Each is asked for by its name; the init containers print where the first one does."""
+
+    async def inside() -> None:
+        inits = (state("fetch", Run.TERMINATED),)
+        market, pod = Shown(), held(state("stt"), state("tts"), inits=inits, of=rental())
+        store = store_of(market)
+        market.text = "got it\ngp4u: init 0 exit 0\ngp4u: run 1\nhear: me\ngp4u: exit 2\n"
+        market.beside["tts"] = "gp4u: run 1\nspeak\ngp4u: exit 3\ngp4u: run 2\n"
+        for name in ("stt", "tts", "fetch"):
+            await store.look(pod, name)
+        assert len(market.looks) == 2
+        assert texts(store, "fetch") == ["got it\n"]
+        assert (texts(store, "stt"), texts(store, "tts")) == (["hear: me\n"], ["speak\n", ""])
+        endings = [store.ending("uid-1", name) for name in ("stt", "tts")]
+        assert [(each.run, each.exit_code) for each in endings if each] == [(1, 2), (2, None)]
+
+    run_virtual(inside)
+
+
+def test_the_last_words_of_every_container_are_kept() -> None:
+    """The machine takes the log of all of them along, whichever ended first."""
 
     async def inside() -> None:
         market, pod = Shown(), held(state("stt"), state("tts"), of=rental())
         store = store_of(market)
-        market.text = "app-5c9-x: hear: me\ntts-7d4-y: speak\napp-5c9-x: gp4u: exit 2\n"
-        await store.look(pod, "stt")
-        assert (texts(store, "stt"), texts(store, "tts")) == (["hear: me\n"], ["speak\n"])
-        ending = store.ending("uid-1", "stt")
-        assert ending is not None
-        assert ending.exit_code == 2
+        market.text, market.beside["tts"] = "heard\n", "spoken\n"
+        await store.keep_final(pod)
+        market.text = market.beside["tts"] = "a stranger's\n"
+        assert (texts(store, "stt"), texts(store, "tts")) == (["heard\n"], ["spoken\n"])
+        assert all(run.is_over for name in ("stt", "tts") for run in store.runs("uid-1", name))
 
     run_virtual(inside)
 

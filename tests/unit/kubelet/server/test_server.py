@@ -357,6 +357,19 @@ async def test_a_market_that_only_runs_to_the_end_serves_exec_too(tmp_path: Path
         assert b"no terminals" in heard[3]
 
 
+@pytest.mark.parametrize("can", [Ability.SHELL, Ability.EXEC])
+async def test_a_command_goes_into_the_container_that_is_named(
+    tmp_path: Path, can: Ability
+) -> None:
+    """`exec -c` must not run in the neighbour, by neither of a market's two ways."""
+    async with serving(tmp_path, Shown(can=Ability.LOGS | can)) as port:
+        port.market.session = Echo(b"hello")
+        port.node.every = [held(state("stt"), state("tts"), of=rental())]
+        for container in ("tts", "stt"):
+            await _exec(port, f"/exec/default/june/{container}?command=id&output=1")
+        assert port.market.into == ["tts", None]
+
+
 async def _exec(port: Port, path: str) -> dict[int, bytes]:
     """Run a command over a v5 WebSocket, and return what came by channel."""
     heard: dict[int, bytes] = {1: b"", 2: b"", 3: b""}

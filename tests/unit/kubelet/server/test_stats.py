@@ -133,6 +133,24 @@ def test_cpu_time_never_falls_and_a_pod_that_ended_is_forgotten() -> None:
     run_virtual(inside)
 
 
+def test_each_container_of_a_machine_is_sampled_by_itself() -> None:
+    """`kubectl top pod --containers` shows which of them it is."""
+
+    async def inside() -> None:
+        market, node = Shown(), Node(held(state("stt"), state("tts"), of=rental()))
+        market.ended = TOLD
+        sampler = sampler_of(market, node)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(sampler.run())
+            sampler.samples()
+            await asyncio.sleep(1)
+            assert set(sampler.samples()) == {("gp4u-x-1", "stt"), ("gp4u-x-1", "tts")}
+            assert set(market.into) == {None, "tts"}
+            task.cancel()
+
+    run_virtual(inside)
+
+
 def test_a_machine_that_does_not_answer_is_asked_less() -> None:
     """One that has no shell is asked four times an hour, and none holds up the others."""
 
@@ -155,7 +173,7 @@ def test_a_machine_that_does_not_answer_is_asked_less() -> None:
 def test_the_page_is_what_metrics_server_reads() -> None:
     """Names, the order of labels and stamps are an interface; one slip empties `kubectl top`."""
     pods = [held(of=rental()), held(uid="u2", name="mute", of=rental("gp4u-x-2"))]
-    samples = {"gp4u-x-1": Sample(AT - timedelta(seconds=2), 1_500_000_000, 4000)}
+    samples = {("gp4u-x-1", "stt"): Sample(AT - timedelta(seconds=2), 1_500_000_000, 4000)}
     at, of = "1767225610000", "1767225608000"
     where = 'container="stt",pod="june",namespace="default"'
     lines = [
@@ -183,7 +201,7 @@ def test_the_summary_names_every_running_pod_and_leaves_out_what_is_unknown() ->
         held(state("stt"), state("tts"), of=rental()),
         held(state(run=Run.WAITING), uid="u2", name="later"),
     ]
-    samples = {"gp4u-x-1": Sample(AT, 1_500_000_000, 4000)}
+    samples = {("gp4u-x-1", "stt"): Sample(AT, 1_500_000_000, 4000)}
     told = summary(
         node_name="n1",
         started_at=AT - timedelta(hours=1),

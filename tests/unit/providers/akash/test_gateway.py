@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from socket import AF_INET, SOCK_STREAM, socket
+from urllib.parse import parse_qs
 
 import pytest
 import uvicorn
@@ -20,7 +21,7 @@ from gp4u.errors import Denied, InstanceAbsent, Malformed, ProviderError, Refuse
 from gp4u.providers.akash import gateway
 from gp4u.providers.akash.dial import MAX_MESSAGE, Closed, Declined, Door, Socket, dial
 from gp4u.providers.akash.frames import MAX_OUTPUT, Frame, Shell
-from gp4u.providers.akash.gateway import Gateway
+from gp4u.providers.akash.gateway import Gateway, logs_path
 from gp4u.providers.akash.wire import LeaseId
 from gp4u.providers.contract import Finished
 from tests.virtual_loop import run_virtual
@@ -166,16 +167,26 @@ def test_every_end_of_a_connection_means_something(
 def logs_of(wire: Socket | Exception, tail: int = 10) -> str:
     """Read logs through a socket."""
     return run_virtual(
-        lambda: through(wire).logs("http://127.0.0.1:8443", LEASE, "token", tail=tail)
+        lambda: through(wire).logs(
+            "http://127.0.0.1:8443", LEASE, "token", service="app", tail=tail
+        )
     )
 
 
-def test_lines_come_without_the_pods_name_unless_there_are_several() -> None:
-    """Of one service, what it printed is the log."""
-    one = Scripted('{"name":"app-1","message":"a"}', '{"name":"app-1","message":"b"}', Closed(1000))
-    assert logs_of(one) == "a\nb\n"
-    two = Scripted('{"name":"app-1","message":"a"}', '{"name":"db-1","message":"b"}', Closed(1000))
-    assert logs_of(two) == "app-1: a\ndb-1: b\n"
+def test_lines_come_without_the_pods_name() -> None:
+    """One service is asked for, and what it printed is the log, whatever its pods are called."""
+    wire = Scripted(
+        '{"name":"app-1","message":"a"}', '{"name":"app-2","message":"b: c"}', Closed(1000)
+    )
+    assert logs_of(wire) == "a\nb: c\n"
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_log_is_asked_of_one_service(follow: bool) -> None:
+    """Without a service a host mixes the lines of all, and nothing tells them apart for sure."""
+    path = logs_path(LEASE, "side car", tail=7, follow=follow)
+    query = parse_qs(path.partition("?")[2])
+    assert query == {"follow": [str(follow).lower()], "tail": ["7"], "service": ["side car"]}
 
 
 def test_only_the_newest_lines_are_returned() -> None:

@@ -247,6 +247,21 @@ def test_containers_beside_share_the_group_and_have_no_gpu() -> None:
     assert [s["name"] for s in akash_sdl.manifest(sdl)[0]["services"]] == ["app", "cache"]
 
 
+def test_runs_of_every_container_are_told_in_its_log() -> None:
+    """A host starts whatever ends anew and tells no exit code, of no container."""
+    side = Container(name="cache", image="redis:7", entrypoint=("redis",), command=("--port", "1"))
+    plain = Container(name="plain", image="nginx")
+    workload = Workload(image="a", beside=(side, plain), restart=Restart.NEVER)
+    services = written(workload)["services"]
+    assert services["cache"]["command"] == ["/bin/sh", "-c"]
+    (script,) = services["cache"]["args"]
+    assert "gp4u_x redis --port 1\n" in script
+    assert "&& false ||" in script  # it is not run again
+    assert "command" not in services["plain"]  # what its image runs is not known
+    unruled = replace(workload, restart=None)
+    assert written(unruled)["services"]["cache"]["command"] == ["redis"]
+
+
 def test_peers_find_a_port_under_its_own_number() -> None:
     """80 is another number outside; inside of the group it must still be 80."""
     ports = (Port(number=80), Port(number=53), Port(number=53, protocol=Protocol.UDP))

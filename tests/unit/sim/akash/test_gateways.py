@@ -146,7 +146,7 @@ async def test_commands_and_logs_go_over_a_real_connection() -> None:
         assert host == origin
         gateway = Gateway(dial, allow_loopback=True)
         where = LeaseId(dseq=dseq, gseq=1, oseq=1, provider=provider)
-        assert await gateway.logs(host, where, token, tail=10) == "up\n"
+        assert await gateway.logs(host, where, token, service="app", tail=10) == "up\n"
 
         async def run(*argv: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
             done = await gateway.exec(
