@@ -106,10 +106,15 @@ class LogStore:
             return ""
         return runs[-1].tail(_TAIL_LINES, max_bytes).decode("utf-8", "replace")
 
-    def ending(self, uid: str, container: str) -> Ending | None:
-        """Return the newest run that our bootstrap has told of, as of the newest look."""
+    def ending(self, uid: str, container: str, key: str | None = None) -> Ending | None:
+        """Return the newest run that our bootstrap has told of, as of the newest look.
+
+        With a rental's `key` it is one on that machine, and not on the one before.
+        """
         watched = self._newest.get((uid, container))
-        return watched.source.endings.get(container) if watched else None
+        if watched is None or key not in (None, watched.rental.key):
+            return None
+        return watched.source.endings.get(container)
 
     async def look(self, held: Held, container: str, *, tail: int = FIRST_LINES) -> str:
         """Ask the market for what was printed since; return "" or why it could not be read.

@@ -7,7 +7,7 @@ machine publishes a port, or inside by the market.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from random import Random
@@ -46,15 +46,15 @@ def probed_runs(pod: PodObject, memory: Memory) -> dict[str, Probed]:
     told = {each["name"]: each for each in pod.get("status", {}).get("containerStatuses", ())}
     found = {}
     for slot in memory.slots:
-        if slot.begun is None:
-            continue
-        for name in slot.containers:
+        for name, runs in slot.runs.items():
+            if runs.begun is None:
+                continue
             before = told.get(name, {})
-            same = before.get("containerID") == slot.begun.container_id
+            same = before.get("containerID") == runs.begun.container_id
             found[name] = Probed(
                 spec=specs[name],
-                container_id=slot.begun.container_id,
-                started_at=slot.begun.started_at,
+                container_id=runs.begun.container_id,
+                started_at=runs.begun.started_at,
                 started=same and bool(before.get("started")),
                 ready=same and bool(before.get("ready")),
             )
@@ -107,12 +107,11 @@ class Checks:
         """Container to whether it is started, and whether it is ready."""
         return {name: (each.started, each.ready) for name, (_, each, _) in self._probers.items()}
 
-    def unhealthy(self, containers: Collection[str]) -> str:
-        """Return why one of these containers has to be restarted; empty: none has to."""
-        for name, (_, prober, _) in self._probers.items():
-            if name in containers and prober.restart_wanted is not None:
-                return prober.restart_wanted.message
-        return ""
+    def unhealthy(self, container: str) -> str:
+        """Return why a container has to be restarted; empty: it has not."""
+        _, prober, _ = self._probers.get(container, (None, None, None))
+        wanted = prober.restart_wanted if prober is not None else None
+        return wanted.message if wanted is not None else ""
 
     def _prober(self, name: str, probed: Probed) -> ContainerProber:
         rental = self._rental_of(name)

@@ -72,8 +72,7 @@ def init_states(
 def is_up(memory: Memory) -> bool:
     """Whether every machine of the pod is there."""
     return bool(memory.slots) and all(
-        slot.done is not None
-        or (slot.rental is not None and slot.rental.state is RentalState.RUNNING)
+        slot.is_done or (slot.rental is not None and slot.rental.state is RentalState.RUNNING)
         for slot in memory.slots
     )
 
@@ -106,33 +105,34 @@ def _in_slot(
     tail: Callable[[str], str],
 ) -> ContainerState:
     name, image = str(spec["name"]), str(spec.get("image", ""))
+    runs = slot.runs[name]
     state = ContainerState(
-        name=name, image=image, restarts=slot.restarts, last_ended=_told(slot.last, spec, tail)
+        name=name, image=image, restarts=runs.restarts, last_ended=_told(runs.last, spec, tail)
     )
-    if slot.done is not None:
-        return _terminated(state, _told(slot.done, spec, tail) or slot.done)
+    if runs.done is not None:
+        return _terminated(state, _told(runs.done, spec, tail) or runs.done)
     if memory.outcome is not None:
-        if slot.begun is None:
-            ended = slot.last or _unknown(memory.outcome.message)
+        if runs.begun is None:
+            ended = runs.last or _unknown(memory.outcome.message)
             return _terminated(replace(state, last_ended=None), ended)
         ended = Ended(
             exit_code=UNKNOWN_EXIT,
             reason=memory.outcome.exit_reason,
             message=memory.outcome.message,
-            started_at=slot.begun.started_at,
-            container_id=slot.begun.container_id,
+            started_at=runs.begun.started_at,
+            container_id=runs.begun.container_id,
         )
         return _terminated(state, ended)
-    if slot.begun is None:
-        why = slot.why if memory.hold is None else memory.hold
+    if runs.begun is None:
+        why = memory.hold or runs.why or slot.why
         return replace(state, reason=why.reason, message=why.message)
     started, ready = checks.get(name, (False, False))
     return replace(
         state,
         run=Run.RUNNING,
         reason="",
-        started_at=slot.begun.started_at,
-        container_id=slot.begun.container_id,
+        started_at=runs.begun.started_at,
+        container_id=runs.begun.container_id,
         started=started,
         ready=ready and is_reachable(slot),
     )

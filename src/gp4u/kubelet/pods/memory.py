@@ -46,12 +46,29 @@ class Begun(Struct, frozen=True, kw_only=True):
     """As the machine counts its runs, from 1; 0: it has not told."""
 
 
+class Beside(Struct, frozen=True, kw_only=True):
+    """A container beside the first one of a machine; its members mean what they do in `Slot`."""
+
+    name: str
+    why: Why | None = None
+    """None: it waits for what its machine waits for."""
+    begun: Begun | None = None
+    done: Ended | None = None
+    last: Ended | None = None
+    had_run: bool = False
+    restarts: int = 0
+    crashes: int = 0
+    inside: int = 0
+
+
 class Slot(Struct, frozen=True, kw_only=True):
-    """One machine of a pod, whether it is there or only wanted."""
+    """One machine of a pod, whether it is there or only wanted, and the first container on it."""
 
     suffix: str = ""
     """What follows the pod in the rental's owner."""
     containers: tuple[str, ...]
+    beside: tuple[Beside, ...] = ()
+    """The containers but the first, in order."""
     workload: Workload
     demand: Demand
     rental: Rental | None = None
@@ -96,6 +113,27 @@ class Slot(Struct, frozen=True, kw_only=True):
     def is_held(self) -> bool:
         """Whether there is a rental that its owner wants."""
         return self.rental is not None and self.rental.is_live
+
+    @property
+    def runs(self) -> Mapping[str, Slot | Beside]:
+        """Container to what is known of its runs."""
+        return {self.containers[0]: self, **{each.name: each for each in self.beside}}
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The containers of which a run goes on."""
+        return tuple(name for name, each in self.runs.items() if each.begun is not None)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether none of its containers will run again."""
+        return all(each.done is not None for each in self.runs.values())
+
+    @property
+    def exit_code(self) -> int:
+        """With what its containers ended, as one: 0 only if all did with it."""
+        ends = [each.done for each in self.runs.values()]
+        return next((end.exit_code for end in ends if end is not None and end.exit_code), 0)
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -157,7 +195,7 @@ class Memory(Struct, frozen=True, kw_only=True):
         """Whether no container will run again."""
         if self.outcome is not None:
             return True
-        return bool(self.slots) and all(slot.done is not None for slot in self.slots)
+        return bool(self.slots) and all(slot.is_done for slot in self.slots)
 
 
 def acknowledged_at(pod: PodObject) -> datetime | None:
@@ -201,28 +239,46 @@ def resources_of(pod: PodObject) -> tuple[Any, ...]:
 
 def recalled(pod: PodObject, machine: Machine, rental: Rental | None) -> Slot:
     """Return the slot of a machine as far as pod and ledger know it."""
+    first, *others = (_recalled_runs(pod, name, rental) for name in machine.containers)
+    return Slot(
+        suffix=machine.owner_suffix,
+        containers=machine.containers,
+        beside=tuple(others),
+        workload=machine.workload,
+        demand=machine.demand,
+        rental=rental,
+        begun=first.begun,
+        # Of a machine by itself the ledger tells the end; among others, the pod's status alone.
+        done=first.done if others else None,
+        ran_on=rental.key if first.begun is not None and rental is not None else None,
+        last=first.last,
+        had_run=first.had_run,
+        restarts=first.restarts,
+    )
+
+
+def _recalled_runs(pod: PodObject, name: str, rental: Rental | None) -> Beside:
+    """Return what a pod's status knows of a container."""
     entries = {entry["name"]: entry for entry in pod.get("status", {}).get("containerStatuses", ())}
-    entry: Mapping[str, Any] = entries.get(machine.containers[0], {})
+    entry: Mapping[str, Any] = entries.get(name, {})
     state = entry.get("state", {})
-    running, ended = state.get("running"), state.get("terminated")
-    last = ended or entry.get("lastState", {}).get("terminated")
-    begun = None
+    running, terminated = state.get("running"), state.get("terminated")
+    before = terminated or entry.get("lastState", {}).get("terminated")
+    begun, last = None, _ended(before) if before else None
     if running and rental is not None and rental.is_live:
         container_id = entry.get("containerID", "")
         if _instance_of(container_id) == rental.instance_id:
             started_at = stamp(running.get("startedAt")) or rental.running_at
             if started_at is not None:
                 begun = Begun(container_id=container_id, started_at=started_at)
-    return Slot(
-        suffix=machine.owner_suffix,
-        containers=machine.containers,
-        workload=machine.workload,
-        demand=machine.demand,
-        rental=rental,
+    policy = pod["spec"].get("restartPolicy", "Always")
+    is_over = terminated and last is not None and not runs_again(policy, last.exit_code)
+    return Beside(
+        name=name,
         begun=begun,
-        ran_on=rental.key if begun is not None and rental is not None else None,
-        last=_ended(last) if last else None,
-        had_run=bool(running or last),
+        done=last if is_over else None,
+        last=last,
+        had_run=bool(running or before),
         restarts=entry.get("restartCount", 0),
     )
 
@@ -238,6 +294,13 @@ def prepared_again(slots: Sequence[Slot], machine: Machine) -> Slot | None:
                 demand=machine.demand,
             )
     return None
+
+
+def runs_again(restart_policy: str, exit_code: int) -> bool:
+    """Whether a run that ended so is followed by another one."""
+    if restart_policy == "OnFailure":
+        return exit_code != 0
+    return restart_policy == "Always"
 
 
 def stamp(text: str | None) -> datetime | None:

@@ -8,6 +8,7 @@ Each part is bounded in time, so that neither a dead market nor a dead API serve
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -56,20 +57,26 @@ class Parting:
             self._lane.withdraw(owner)
         await self._publisher.withdraw(uid)
 
-    async def ask_to_stop(
-        self, rental: Rental, *, within_s: float, container: str | None = None
-    ) -> bool:
-        """Ask a container to end, and wait for it; return whether it did."""
+    async def ask_all_to_stop(self, now: Standing, *, within_s: float) -> None:
+        """Ask every container of a pod that runs to end, and wait for those that heed."""
+        async with asyncio.TaskGroup() as group:
+            for slot in now.slots:
+                for name in slot.running:
+                    if slot.rental is not None and slot.rental.is_live:
+                        known_as = now.known_as(name)
+                        asking = self._ask_to_stop(slot.rental, known_as, within_s=within_s)
+                        group.create_task(asking)
+
+    async def _ask_to_stop(self, rental: Rental, container: str | None, *, within_s: float) -> None:
         provider = self._providers.get(rental.provider)
         if provider is None or not can_run(provider) or within_s <= 0:
-            return False
+            return
         try:
-            code = await run_inside(
+            await run_inside(
                 provider, rental, STOP_AND_WAIT, within_s=within_s, container=container
             )
         except (Gp4uError, OSError, TimeoutError):
-            return False  # it is killed then, as a container is that does not heed
-        return code == 0
+            return  # it is killed then, as a container is that does not heed
 
     async def keep_logs(self, held: Held) -> None:
         """Read what the pod's machines printed a last time; some seconds at most."""

@@ -1,4 +1,4 @@
-"""How one machine of a pod goes through its runs; pure.
+"""How one machine of a pod goes through its runs, by its first container; pure.
 
 `noticed` takes what the ledger, the log and the probes say now, compares it with what was known,
 and returns the slot as it is from now on, with what should be told as Events. What follows from
@@ -21,7 +21,7 @@ from gp4u.kubelet.held import Ended
 from gp4u.kubelet.logs.store import Ending as Marker
 from gp4u.kubelet.pods import wording
 from gp4u.kubelet.pods.loss import Ending, Kind, ending_of
-from gp4u.kubelet.pods.memory import CREATING, UNKNOWN_EXIT, Begun, Slot, Why
+from gp4u.kubelet.pods.memory import CREATING, UNKNOWN_EXIT, Begun, Slot, Why, runs_again
 from gp4u.kubelet.pods.wording import News
 from gp4u.model import InstanceState
 from gp4u.rentals.rental import Rental, RentalState
@@ -51,18 +51,18 @@ class Rules(Struct, frozen=True, kw_only=True):
 
     def again(self, exit_code: int) -> bool:
         """Whether a run that ended so is followed by another one."""
-        if self.restart_policy == "OnFailure":
-            return exit_code != 0
-        return self.restart_policy == "Always"
+        return runs_again(self.restart_policy, exit_code)
 
 
 class Signs(Struct, frozen=True, kw_only=True):
-    """What is known of a machine that is not in the ledger."""
+    """What is known of a machine's container that is not in the ledger."""
 
     marker: Marker | None = None
     """The newest line about a run that the log showed."""
     unhealthy: str = ""
     """Why its probes want it to be restarted."""
+    culprit: str = ""
+    """Which container that is; empty: the machine's first."""
 
 
 class Noticed(Struct, frozen=True):
@@ -126,7 +126,7 @@ def missed(
 
 def lost(slot: Slot, ending: Ending, *, at: datetime, now_s: float) -> Slot:
     """Return the slot of a machine that was lost, where the same pod gets another one."""
-    ended = _ended(slot, UNKNOWN_EXIT, at, reason=ending.reason, message=ending.message)
+    ended = end_of(slot.begun, UNKNOWN_EXIT, at, reason=ending.reason, message=ending.message)
     steady = ended.started_at is not None and at - ended.started_at >= STEADY
     slot = replace(slot, begun=None, last=ended, misses=0 if steady else slot.misses)
     return missed(slot, Why("ContainerCreating", ending.message), now_s=now_s, avoid=None)
@@ -147,9 +147,11 @@ def stopped(slot: Slot, exit_code: int | None, *, at: datetime, message: str) ->
     if slot.done is not None or slot.begun is None:
         return slot
     if exit_code is not None:
-        ended = _ended(slot, exit_code, at)
+        ended = end_of(slot.begun, exit_code, at)
     else:
-        ended = _ended(slot, UNKNOWN_EXIT, at, reason="ContainerStatusUnknown", message=message)
+        ended = end_of(
+            slot.begun, UNKNOWN_EXIT, at, reason="ContainerStatusUnknown", message=message
+        )
     return replace(slot, begun=None, done=ended)
 
 
@@ -223,7 +225,7 @@ def _alive(
         slot = replace(slot, begun=replace(slot.begun, number=marker.run))
     elif marker is not None and marker.run > number:
         skipped = marker.run - number - 1  # they began and ended between two looks
-        slot = replace(slot, last=_ended(slot, UNKNOWN_EXIT, at), begun=None)
+        slot = replace(slot, last=end_of(slot.begun, UNKNOWN_EXIT, at), begun=None)
         slot, news = _began(slot, rental, at, number=marker.run)
         slot = replace(slot, restarts=slot.restarts + skipped)
     if marker is not None and marker.exit_code is not None:
@@ -234,7 +236,7 @@ def _alive(
         if rules.again(UNKNOWN_EXIT) and not restarts:
             return Noticed(slot, news, Ending(kind=Kind.FAILED, reason="Unhealthy", message=text))
         ended = _end(slot, UNKNOWN_EXIT, rules, at=at, now_s=now_s, reason="Error", message=text)
-        return _told((*news, wording.killing(slot.containers[0], text)), ended)
+        return _told((*news, wording.killing(signs.culprit or slot.containers[0], text)), ended)
     return Noticed(slot, news)
 
 
@@ -249,6 +251,7 @@ def _began(
         started_at=(rental.running_at or at) if is_first else at,
         number=number,
     )
+    names = slot.containers[:1] if slot.had_run else slot.containers
     slot = replace(
         slot,
         begun=begun,
@@ -260,7 +263,7 @@ def _began(
         why=CREATING,
         looks=0,
     )
-    return slot, (wording.started(slot.containers, rental),)
+    return slot, (wording.started(names, rental),)
 
 
 def _end(
@@ -280,7 +283,7 @@ def _end(
     `in_place`: the machine is still there; `marker`: its own script told of the end, and starts the
     workload again by itself, with the same back-off.
     """
-    ended = _ended(slot, exit_code, at, reason=reason, message=message)
+    ended = end_of(slot.begun, exit_code, at, reason=reason, message=message)
     if not rules.again(exit_code):
         return Noticed(replace(slot, begun=None, done=ended, again_at_s=None))
     steady = ended.started_at is not None and at - ended.started_at >= STEADY
@@ -304,10 +307,10 @@ def _end(
     return Noticed(slot, (News("Warning", "BackOff", told),))
 
 
-def _ended(
-    slot: Slot, exit_code: int, at: datetime, *, reason: str = "", message: str = ""
+def end_of(
+    begun: Begun | None, exit_code: int, at: datetime, *, reason: str = "", message: str = ""
 ) -> Ended:
-    begun = slot.begun
+    """Return the end of a run."""
     return Ended(
         exit_code=exit_code,
         reason=reason or ("Completed" if exit_code == 0 else "Error"),

@@ -146,21 +146,23 @@ class Standing:
     @property
     def market(self) -> str:
         """Where its machine runs; empty where none does."""
-        running = (slot.rental for slot in self.slots if slot.begun is not None)
+        running = (slot.rental for slot in self.slots if slot.running)
         return next((rental.provider for rental in running if rental is not None), "")
 
     @property
     def log_tells(self) -> bool:
         """Whether the end of a run may show in the log alone."""
         return any(
-            bootstrap.is_needed(slot.workload) or (slot.workload.shell and slot.workload.entrypoint)
-            for slot in self.slots
+            bootstrap.is_needed(each)
+            or (each.shell and each.entrypoint)
+            or (each.restart and any(beside.entrypoint for beside in each.beside))
+            for each in (slot.workload for slot in self.slots)
         )
 
     def reason_of(self, slot: Slot | None) -> str:
         """Return why a machine of an ended pod goes, so that who comes after us knows the end."""
-        if slot is not None and slot.done is not None:
-            return loss.exited(slot.done.exit_code)
+        if slot is not None and slot.is_done:
+            return loss.exited(slot.exit_code)
         outcome = self.memory.outcome
         if outcome is not None:
             return loss.failed(outcome.reason)

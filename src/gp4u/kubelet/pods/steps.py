@@ -151,9 +151,9 @@ def step(
 
 def _slot_step(slot: Slot, *, now_s: float, look_s: float) -> Action:
     never = Wait(float("inf"))
-    if slot.done is not None:
+    if slot.is_done:
         if slot.is_held:
-            return Stop(slot.suffix, loss.exited(slot.done.exit_code))
+            return Stop(slot.suffix, loss.exited(slot.exit_code))
         return never
     rental = slot.rental
     if slot.is_held and rental is not None:

@@ -24,7 +24,7 @@ from gp4u.errors import KubeError, LedgerUnusable, ProviderError
 from gp4u.kube.events import EventRecorder
 from gp4u.kubelet.held import Held, PodObject
 from gp4u.kubelet.logs.store import LogStore
-from gp4u.kubelet.pods import loss, runs
+from gp4u.kubelet.pods import beside, loss, runs
 from gp4u.kubelet.pods.checks import Checks, probed_runs
 from gp4u.kubelet.pods.hiring import Hiring
 from gp4u.kubelet.pods.loss import Kind
@@ -71,8 +71,6 @@ from gp4u.rentals.rental import Rental
 MOST_STEPS: Final = 50
 """Actions without a pause; more would be a loop that does not get on."""
 RESYNC_S: Final = (20.0, 30.0)
-OFFER_WAIT_S: Final = (20.0, 40.0)
-"""Between two looks for an offer: prices are fetched anew about once a minute."""
 HOLD_WAIT_S: Final = (2.0, 30.0)
 """First and longest wait for what a pod names and does not exist."""
 TROUBLE_WAIT_S: Final = (1.0, 60.0)
@@ -298,25 +296,29 @@ class Worker:
 
     def _notice_machine(self, slot: Slot, rental: Rental) -> None:
         at, now_s = self._clock.now(), asyncio.get_running_loop().time()
-        signs = Signs(
-            marker=self._logs.ending(self.uid, slot.containers[0]),
-            unhealthy=self._checks.unhealthy(slot.containers),
-        )
-        noticed = runs.noticed(slot, rental, self._rules(rental), signs, at=at, now_s=now_s)
+        signs = {
+            name: Signs(
+                marker=self._logs.ending(self.uid, name, rental.key),
+                unhealthy=self._checks.unhealthy(name),
+            )
+            for name in slot.containers
+        }
+        noticed = beside.noticed(slot, rental, self._rules(rental), signs, at=at, now_s=now_s)
         self._now.put(noticed.slot)
         self._now.tell(*noticed.news)
         if noticed.lost is None:
             return
         ending, wish = noticed.lost, self._now.memory.wish
-        may_rerent = ending.kind in (Kind.LOST, Kind.PREEMPTED)
-        if may_rerent and wish is not None and wish.on_loss is OnLoss.RERENT:
+        is_theirs = ending.kind in (Kind.LOST, Kind.PREEMPTED)
+        rerents = wish is not None and wish.on_loss is OnLoss.RERENT
+        if is_theirs and rerents and noticed.slot.done is None:  # what is over is not begun again
             slot = runs.lost(noticed.slot, ending, at=at, now_s=now_s)
             self._now.put(slot)
-            wait_s = slot.rent_at_s - now_s
-            text = f"{ending.message}; another machine is rented in {wait_s:.0f} s"
+            in_s = slot.rent_at_s - now_s
+            text = f"{ending.message}; another machine is rented in {in_s:.0f} s"
             self._now.tell(News("Warning", ending.reason, text))
             return
-        disruption = ("TerminationByKubelet", ending.message) if may_rerent else None
+        disruption = ("TerminationByKubelet", ending.message) if is_theirs else None
         outcome = Outcome(
             phase="Failed", reason=ending.reason, message=ending.message, disruption=disruption
         )
@@ -325,13 +327,12 @@ class Worker:
 
     def _rules(self, rental: Rental) -> Rules:
         wish, provider = self._now.memory.wish, self._providers.get(rental.provider)
-        known = provider is not None
         return Rules(
             restart_policy=self._now.pod["spec"].get("restartPolicy", "Always"),
             interruptible=wish is not None and wish.demand.requirements.interruptible,
             can_restart=provider is not None and Ability.RESTART in provider.spec.can,
             replace_unhealthy=wish is not None and wish.on_loss is OnLoss.RERENT,
-            **({"settle": self._reconciler.policy(rental.provider).settle} if known else {}),
+            **({"settle": self._reconciler.policy(rental.provider).settle} if provider else {}),
         )
 
     def _show(self, group: asyncio.TaskGroup) -> None:
@@ -462,7 +463,9 @@ class Worker:
         if slot is None:
             return
         held = replace(self.held, rentals=self._now.by_container())
-        await self._logs.look(held, slot.containers[0])
+        async with asyncio.TaskGroup() as group:
+            for name in (name for name, each in slot.runs.items() if each.done is None):
+                group.create_task(self._logs.look(held, name))
         slot = self._now.slot(suffix)
         if slot is not None:
             now_s = asyncio.get_running_loop().time()
@@ -515,8 +518,7 @@ class Worker:
         owner = self._now.controller
         if owner is None or self._now.pod.get("status", {}).get("phase") in TERMINAL:
             return
-        codes = [slot.done.exit_code for slot in self._now.slots if slot.done is not None]
-        if self._now.memory.outcome is None and not any(codes):
+        if self._now.memory.outcome is None and not any(s.exit_code for s in self._now.slots):
             self._patience.served(owner)
         elif any(slot.rental is not None for slot in self._now.slots):
             self._patience.failed(owner, now_s=asyncio.get_running_loop().time())
@@ -549,18 +551,12 @@ class Worker:
 
     async def _ask_to_stop(self) -> None:
         """Give the workloads their grace; less of it where it is shortened, or the pod is gone."""
-        running = [
-            slot.rental
-            for slot in self._now.slots
-            if slot.begun is not None and slot.is_held and slot.rental is not None
-        ]
         left_s = self._now.grace_left_s(self._clock.now())
-        if not running or left_s <= 0:
+        if left_s <= 0:
             return
         try:
-            async with asyncio.timeout(left_s) as self._grace, asyncio.TaskGroup() as group:
-                for rental in running:
-                    group.create_task(self._parting.ask_to_stop(rental, within_s=left_s))
+            async with asyncio.timeout(left_s) as self._grace:
+                await self._parting.ask_all_to_stop(self._now, within_s=left_s)
         except TimeoutError:
             pass  # they had their time
         finally:
@@ -575,11 +571,10 @@ class Worker:
     def _note_ends(self) -> None:
         """Take note that nothing runs any more, and with what it ended where that is known."""
         for slot in self._now.slots:
-            marker = self._logs.ending(self.uid, slot.containers[0])
-            code = marker.exit_code if marker is not None else None
-            self._now.put(
-                runs.stopped(slot, code, at=self._clock.now(), message="the pod was deleted")
-            )
+            ends = {name: self._logs.ending(self.uid, name) for name in slot.containers}
+            codes = {name: end.exit_code if end is not None else None for name, end in ends.items()}
+            at = self._clock.now()
+            self._now.put(beside.stopped(slot, codes, at=at, message="the pod was deleted"))
 
     async def _forget(self) -> float | None:
         """Let everything go of a pod that has no object any more; None: it is done."""
