@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gp4u.rentals.rental import Rental
 from tests.kube.controlplane import ControlPlane
 from tests.kube.manifests import PROGRAM, Manifest, pod, pod_spec, sh
 from tests.kube.programs import Process, free_port
@@ -45,11 +46,11 @@ def test_each_of_two_containers_is_reached_by_its_name(akash: Ground, tmp_path: 
     """Logs, commands, files, usage and ports: what is asked of one never comes from the other."""
     line = 'echo "I am $WHO"; exec ' + SERVE
     akash.apply(pod("pair", two(line, line), annotations={"exec": "true"}))
-    status = akash.wait_ready("pair")["status"]
-    assert [each["name"] for each in status["containerStatuses"]] == [*BOTH]
-    assert len({each["containerID"] for each in status["containerStatuses"]}) == 2
-    (rental,) = akash.town.open_rentals()
-    assert rental.provider == "akash"
+    ready = akash.wait_ready("pair")
+    states = ready["status"]["containerStatuses"]
+    assert [each["name"] for each in states] == [*BOTH]
+    assert len({each["containerID"] for each in states}) == 2
+    (rental,) = _rentals(akash, ready)
     for name in BOTH:
         log = akash.admitted("logs", "pair", "-c", name)
         assert [each for each in log.splitlines() if "I am" in each] == [f"I am {name}"]
@@ -61,6 +62,9 @@ def test_each_of_two_containers_is_reached_by_its_name(akash: Ground, tmp_path: 
         akash.admitted("cp", "-c", name, str(sent), f"pair:{where}/mine")
     for name in BOTH:
         assert akash.admitted("exec", "pair", "-c", name, "--", "cat", "mine") == name
+    assert "I am helper" in akash.town.gp4u("logs", rental.key, "-c", "helper").out
+    done = akash.town.gp4u("exec", rental.key, "-c", "helper", "--", "sh", "-c", "echo $WHO")
+    assert done.out == "helper\n", done
     assert _answers(akash, 9000, tmp_path)
     assert _answers(akash, 8000, tmp_path)
 
@@ -78,17 +82,23 @@ def test_a_pod_ends_with_the_code_of_each_of_its_containers(akash: Ground) -> No
     """The machine is kept for the one that still works, and both logs outlive it."""
     helper = 'echo "helper begins"; sleep 6; echo "helper ends"; exit 3'
     akash.apply(pod("job", two(helper, 'echo "main is quick"', restart="Never")))
-    done = akash.wait_phase("job", "Failed")["status"]["containerStatuses"]
-    codes = {each["name"]: each["state"]["terminated"]["exitCode"] for each in done}
+    done = akash.wait_phase("job", "Failed")
+    states = {each["name"]: each["state"] for each in done["status"]["containerStatuses"]}
+    codes = {name: state["terminated"]["exitCode"] for name, state in states.items()}
     assert codes == {"helper": 3, "main": 0}
 
     def released() -> bool:
-        return all(not each.is_live for each in akash.town.rentals() if each.owner.endswith(uid))
+        return not any(each.is_live for each in _rentals(akash, done))
 
-    uid = akash.get("pod", "job")["metadata"]["uid"]
     until(released, "its machine to be released", akash.town.said)
     assert akash.admitted("logs", "job", "-c", "helper") == "helper begins\nhelper ends\n"
     assert akash.admitted("logs", "job", "-c", "main") == "main is quick\n"
+
+
+def _rentals(ground: Ground, pod: Manifest) -> list[Rental]:
+    """Return the rentals that there were for a pod."""
+    uid = pod["metadata"]["uid"]
+    return [each for each in ground.town.rentals() if each.owner == f"pod:{uid}"]
 
 
 def _answers(ground: Ground, number: int, folder: Path) -> bool:

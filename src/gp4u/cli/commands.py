@@ -341,6 +341,10 @@ def logs(
     tail: Annotated[
         int, typer.Option("--tail", help="Newest lines.", metavar="N", parser=whole)
     ] = 1000,
+    container: Annotated[
+        str | None,
+        typer.Option("--container", "-c", help="One beside its own.", metavar="NAME"),
+    ] = None,
     screen: Screen,
 ) -> None:
     settings = read_settings(screen)
@@ -348,7 +352,7 @@ def logs(
     async def work(at: Counter) -> None:
         from gp4u.cli import inside  # with the desk, which is open by now
 
-        await inside.logs(at, screen, word, follow=follow, tail=tail)
+        await inside.logs(at, screen, word, follow=follow, tail=tail, container=container)
 
     run_with_desk(settings, work, screen)
 
@@ -370,6 +374,10 @@ def execute(
         float,
         typer.Option("--timeout", help="Deadline, in seconds.", metavar="SECONDS", parser=number),
     ] = 60.0,
+    container: Annotated[
+        str | None,
+        typer.Option("--container", "-c", help="One beside its own.", metavar="NAME"),
+    ] = None,
     screen: Screen,
 ) -> None:
     settings = read_settings(screen)
@@ -378,7 +386,9 @@ def execute(
         from gp4u.cli import inside  # with the desk, which is open by now
 
         given = sys.stdin.buffer.read(inside.MAX_STDIN + 1) if stdin else b""
-        await inside.execute(at, screen, word, command, stdin=given, timeout_s=timeout)
+        await inside.execute(
+            at, screen, word, command, stdin=given, timeout_s=timeout, container=container
+        )
 
     run_with_desk(settings, work, screen)
 

@@ -32,11 +32,14 @@ MAX_STDIN: Final = 1024 * 1024
 MAX_EXEC_S: Final = 3600
 
 
-async def logs(at: Counter, screen: Screen, word: str, *, follow: bool, tail: int) -> None:
-    """Print what the workload of a rental printed; with `follow` until it is gone.
+async def logs(
+    at: Counter, screen: Screen, word: str, *, follow: bool, tail: int, container: str | None
+) -> None:
+    """Print what the workload of a rental printed, or a container beside it; with `follow` until
+    it is gone.
 
     Raises:
-        BadInput: there is no such rental, or it has no instance yet.
+        BadInput: there is no such rental or container, or it has no instance yet.
         ProviderError: the market does not tell.
         Leave: its market is closed to us.
     """
@@ -48,7 +51,7 @@ async def logs(at: Counter, screen: Screen, word: str, *, follow: bool, tail: in
     trouble = ""
     while True:
         try:
-            text = await at.desk.logs(key if shown else word, tail=tail)
+            text = await at.desk.logs(key if shown else word, tail=tail, container=container)
         except InstanceAbsent:
             if shown:
                 screen.note(f"{key} is gone", "dim")
@@ -82,11 +85,13 @@ async def execute(
     *,
     stdin: bytes,
     timeout_s: float,
+    container: str | None,
 ) -> None:
     """Run a command inside the instance of a rental, print what it prints, leave with its code.
 
     Raises:
-        BadInput: there is no such rental, it has no instance yet, or its market cannot do this.
+        BadInput: there is no such rental or container, it has no instance yet, or its market cannot
+            do this.
         Leave: the command ended with something else than 0, or the market is closed to us.
         ProviderError: the market did not run it, or nobody knows how it ended.
     """
@@ -97,7 +102,9 @@ async def execute(
     key = (await at.desk.find(word)).key
     screen.busy("running it")
     try:
-        done = await at.desk.execute(word, tuple(command), stdin=stdin, timeout_s=timeout_s)
+        done = await at.desk.execute(
+            word, tuple(command), stdin=stdin, timeout_s=timeout_s, container=container
+        )
     except MarketClosed as error:
         screen.rest()
         raise say_closed(screen, key, error.provider, error.why) from error

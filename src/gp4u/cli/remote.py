@@ -178,20 +178,29 @@ class RemoteDesk:
             "DELETE", _rental(key), RentalShape, params={"forget": "true"}, wait_s=PATIENT_S
         )
 
-    async def logs(self, key: str, *, tail: int) -> str:
+    async def logs(self, key: str, *, tail: int, container: str | None = None) -> str:
         """See `Desk.logs`."""
         params = {"tail": str(tail), "raw": "true"}
+        params |= {"container": container} if container is not None else {}
         return await self._server.text(f"{_rental(key)}/logs", params=params, wait_s=PATIENT_S)
 
     async def execute(
-        self, key: str, command: Sequence[str], *, stdin: bytes, timeout_s: float
+        self,
+        key: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes,
+        timeout_s: float,
+        container: str | None = None,
     ) -> FinishedShape:
         """See `Desk.execute`."""
+        body = {"command": list(command), "stdin": stdin, "timeout_s": timeout_s}
+        body |= {"container": container} if container is not None else {}
         return await self._server.ask(
             "POST",
             f"{_rental(key)}/exec",
             FinishedShape,
-            body={"command": list(command), "stdin": stdin, "timeout_s": timeout_s},
+            body=body,
             wait_s=PATIENT_S + timeout_s,
         )
 

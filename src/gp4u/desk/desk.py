@@ -100,19 +100,26 @@ class Desk(Protocol):
             NoSuch: there is no such rental.
         """
 
-    async def logs(self, key: str, *, tail: int) -> str:
-        """Return the newest lines of what the workload printed.
+    async def logs(self, key: str, *, tail: int, container: str | None = None) -> str:
+        """Return the newest lines of what the workload printed, or a container beside it.
 
         Raises:
-            NoSuch, MarketClosed: as `release`. BadInput: it has no instance yet, or its market
-                tells no logs.
+            NoSuch, MarketClosed: as `release`. BadInput: it has no instance yet or no such
+                container, or its market tells no logs.
             ProviderError: the market does not tell.
         """
 
     async def execute(
-        self, key: str, command: Sequence[str], *, stdin: bytes, timeout_s: float
+        self,
+        key: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes,
+        timeout_s: float,
+        container: str | None = None,
     ) -> FinishedShape:
-        """Run a command inside the instance and return how it ended.
+        """Run a command inside the instance, or a container beside the workload's own; return how
+        it ended.
 
         Raises:
             NoSuch, MarketClosed, BadInput, ProviderError: as `logs`.

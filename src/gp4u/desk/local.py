@@ -198,18 +198,27 @@ class LocalDesk:
         rental = await self._find(key)
         return rental_shape(await self._broker.forget(rental.key), self._clock.now())
 
-    async def logs(self, key: str, *, tail: int) -> str:
+    async def logs(self, key: str, *, tail: int, container: str | None = None) -> str:
         """See `Desk.logs`; any word that `find` takes will do; the text is raw."""
-        instance_id, provider = await self._inside(key, Ability.LOGS, "tells no logs")
-        return await provider.logs(instance_id, tail=tail)
+        lack = "tells no logs"
+        instance_id, provider = await self._inside(key, Ability.LOGS, lack, container)
+        return await provider.logs(instance_id, tail=tail, container=container)
 
     async def execute(
-        self, key: str, command: Sequence[str], *, stdin: bytes, timeout_s: float
+        self,
+        key: str,
+        command: Sequence[str],
+        *,
+        stdin: bytes,
+        timeout_s: float,
+        container: str | None = None,
     ) -> FinishedShape:
         """See `Desk.execute`; any word that `find` takes will do."""
         lack = "runs no commands inside an instance"
-        instance_id, provider = await self._inside(key, Ability.EXEC, lack)
-        done = await provider.exec(instance_id, tuple(command), stdin=stdin, timeout_s=timeout_s)
+        instance_id, provider = await self._inside(key, Ability.EXEC, lack, container)
+        done = await provider.exec(
+            instance_id, tuple(command), stdin=stdin, timeout_s=timeout_s, container=container
+        )
         return FinishedShape(exit_code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
 
     async def orphans(self) -> tuple[Sequence[UnexplainedShape], Sequence[str]]:
@@ -348,13 +357,15 @@ class LocalDesk:
             raise MarketClosed(rental.provider, self._why(rental.provider))
         return provider
 
-    async def _inside(self, word: str, ability: Ability, lack: str) -> tuple[str, Provider]:
+    async def _inside(
+        self, word: str, ability: Ability, lack: str, container: str | None
+    ) -> tuple[str, Provider]:
         """Return a rental's instance id and its market, which can do what is wanted.
 
         Raises:
             NoSuch: there is no such rental. MarketClosed: its market is closed to us.
-            BadInput: it has no instance yet, or its market cannot do it; the text names it, and
-                those of the open markets that can.
+            BadInput: it has no instance yet or no such container, or its market cannot do it; the
+                text names it, and those of the open markets that can.
         """
         rental = await self._find(word)
         if rental.instance_id is None:
@@ -366,6 +377,10 @@ class LocalDesk:
             ]
             others = f"; {', '.join(able)} would" if able else ""
             raise BadInput("key", word, f"is at {provider.spec.title}, which {lack}{others}")
+        beside = [each.name for each in rental.workload.beside]
+        if container is not None and container not in beside:
+            known = ", ".join(beside) or "none"
+            raise BadInput("container", container, f"runs beside the rental's own: {known}")
         return rental.instance_id, provider
 
 

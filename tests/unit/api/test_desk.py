@@ -138,6 +138,20 @@ def test_one_rental_goes_by_many_words(tmp_path: Path, what: str) -> None:
     run_virtual(life)
 
 
+def test_a_container_that_a_rental_has_not_is_refused_by_name(tmp_path: Path) -> None:
+    """Before the market is asked: it has only numbers for what runs there."""
+
+    async def life() -> None:
+        async with _desk(Market(), tmp_path) as (desk, _):
+            await desk.rent("cli:june", DEMAND, WORKLOAD, wait=True, tell=_silent)
+            with pytest.raises(BadInput, match="none") as refused:
+                await desk.logs("june", tail=10, container="side")
+            assert refused.value.field == "container"
+            await desk.release("june", reason="asked", wait=True, tell=_silent)
+
+    run_virtual(life)
+
+
 def test_a_word_that_means_several_or_none_is_refused(tmp_path: Path) -> None:
     """Releasing the wrong machine because a word was short would be our fault."""
 

@@ -362,6 +362,19 @@ def test_what_runs_inside_an_instance_is_never_sent_twice() -> None:
     assert json.loads(request.content) == {"command": ["rm", "x"], "stdin": "/w==", "timeout_s": 5}
 
 
+def test_a_container_is_named_to_the_server() -> None:
+    """It alone knows the market; where none is named, servers of before are asked as before."""
+    wire = Wire(lambda _: httpx2.Response(200, text="second"), broken(httpx2.ReadError))
+    assert ask(wire, lambda desk: desk.logs("june", tail=5, container="side")) == "second"
+    refusal(
+        wire,
+        lambda desk: desk.execute("june", ("id",), stdin=b"", timeout_s=5, container="side"),
+    )
+    log, command = wire.sent
+    assert log.url.params["container"] == "side"
+    assert json.loads(command.content)["container"] == "side"
+
+
 def test_a_stream_that_breaks_after_the_key_says_that_nobody_knows() -> None:
     """The server goes on: it may cost money, so the key is in the error, and the code is 9."""
     for answer in (torn, told):

@@ -224,6 +224,8 @@ class ExecBody(BaseModel):
     stdin: Annotated[Base64Bytes, Field(strict=False)] = b""
     """What it reads, in base64; at most 1 MiB."""
     timeout_s: float = Field(default=60.0, gt=0, le=MAX_EXEC_S)
+    container: str | None = Field(default=None, max_length=63)
+    """One beside the workload's own, by its name."""
 
     def words(self) -> tuple[str, ...]:
         """Return the command.

@@ -28,6 +28,10 @@ Tail = Annotated[int, Query(ge=1, le=MAX_TAIL, description="Newest lines.")]
 Raw = Annotated[
     bool, Query(description="As it was printed, with colours and whatever else a terminal obeys.")
 ]
+Beside = Annotated[
+    str | None,
+    Query(max_length=63, description="A container beside the workload's own, by its name."),
+]
 
 
 def add_inside(router: APIRouter, *, desk: Desk) -> None:
@@ -47,16 +51,20 @@ def add_inside(router: APIRouter, *, desk: Desk) -> None:
         openapi_extra=role("read"),
     )
     async def logs(
-        word: Word, follow: Follow = False, tail: Tail = 1000, raw: Raw = False
+        word: Word,
+        follow: Follow = False,
+        tail: Tail = 1000,
+        raw: Raw = False,
+        container: Beside = None,
     ) -> Response:
         """Return the newest lines that the workload of a rental printed.
 
         With `follow` new ones come until the instance is gone, the server stops, or you hang up.
         """
-        first = await desk.logs(word, tail=tail)
+        first = await desk.logs(word, tail=tail, container=container)
         if not follow:
             return Response(shown_log(first, raw=raw), media_type=TEXT)
-        lines = followed_log(desk, word, first, tail=tail, raw=raw)
+        lines = followed_log(desk, word, first, tail=tail, raw=raw, container=container)
         return OpenEnded(lines, TEXT)
 
     @router.post(
@@ -78,5 +86,11 @@ def add_inside(router: APIRouter, *, desk: Desk) -> None:
         Output is base64, since it may be no text. Nothing is run twice: where the connection to the
         market broke, nobody knows whether it ran.
         """
-        done = await desk.execute(word, body.words(), stdin=body.stdin, timeout_s=body.timeout_s)
+        done = await desk.execute(
+            word,
+            body.words(),
+            stdin=body.stdin,
+            timeout_s=body.timeout_s,
+            container=body.container,
+        )
         return json_reply(request, done)

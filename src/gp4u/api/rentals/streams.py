@@ -201,7 +201,7 @@ def shown_log(text: str, *, raw: bool) -> str:
 
 
 async def followed_log(
-    desk: Desk, key: str, first: str, *, tail: int, raw: bool
+    desk: Desk, key: str, first: str, *, tail: int, raw: bool, container: str | None
 ) -> AsyncIterator[bytes]:
     """Yield what a log holds, then what comes to it, until its instance is gone.
 
@@ -212,7 +212,7 @@ async def followed_log(
     while True:
         await asyncio.sleep(FOLLOW_PAUSE_S)
         try:
-            lines = (await desk.logs(key, tail=tail)).splitlines()
+            lines = (await desk.logs(key, tail=tail, container=container)).splitlines()
         except (Unavailable, Throttled, RateLimitExceeded, CircuitBreakerOpen):
             continue
         except (InstanceAbsent, BadInput, MarketClosed, ProviderError):
