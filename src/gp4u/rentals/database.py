@@ -96,7 +96,7 @@ class Database(Protocol):
         """Be the one writer; what was done is durable when the block ends.
 
         With `durable` False it may be lost to a power cut, never to the end of this process, until
-        something durable is written after it.
+        something durable is written after it. What others read meanwhile may not be durable yet.
 
         Raises:
             LedgerUnusable: it could not be begun or ended; nothing was written.
@@ -153,6 +153,9 @@ class Sqlite:
         self.path = path
         self.name = str(path or "in memory")
         self.on_commit: Callable[[float], None] | None = None
+        self._committed = self._on_disk = 0
+        """How many writes were committed, and how many of them are known to be on disk."""
+        self._at_disk = asyncio.Lock()
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -177,12 +180,11 @@ class Sqlite:
     async def writing(self, *, durable: bool = True) -> AsyncIterator[Session]:
         """See `Database`."""
         began = asyncio.get_running_loop().time()
-        with (
-            self._translated(),
-            self.engine.connect().execution_options(waits_for_disk=durable) as connection,
-            connection.begin(),
-        ):
+        with self._translated(), self.engine.begin() as connection:
             yield _SqliteSession(connection)
+        self._committed += 1
+        if durable and self.path is not None:
+            await self._wait_for_disk(self.path, self._committed)
         if self.on_commit is not None:
             self.on_commit(asyncio.get_running_loop().time() - began)
 
@@ -215,6 +217,21 @@ class Sqlite:
         finally:
             os.close(descriptor)
 
+    async def _wait_for_disk(self, path: Path, committed: int) -> None:
+        """Return once so many commits are on disk; one wait serves all who came before it began."""
+        async with self._at_disk:
+            if self._on_disk >= committed:
+                return
+            now = self._committed
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(None, flush, path, not self._on_disk)
+            except OSError as error:
+                raise LedgerUnusable(
+                    f"the ledger {self.name} did not get to disk: {error}"
+                ) from error
+            self._on_disk = now
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -245,6 +262,28 @@ class _SqliteSession:
         return Rows((), done.rowcount)
 
 
+def flush(path: Path, first: bool) -> None:
+    """Wait until all that was committed to a database with a write-ahead log is on disk; blocks.
+
+    It is what SQLite does within each commit at `synchronous=FULL`. The first time the folder is
+    waited for as well, which has to know the files.
+
+    Source: sqlite.org, Write-Ahead Logging and PRAGMA synchronous; checked 2026-11.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    for each in (path.with_name(f"{path.name}-wal"), *((path.parent,) if first else ())):
+        try:
+            descriptor = os.open(each, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # a file system without shared memory: SQLite keeps no such log there
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _path_in(url: str) -> Path | None:
     if url in ("sqlite://", "sqlite:///:memory:"):
         return None
@@ -270,22 +309,16 @@ def _engine(path: Path | None) -> Engine:
     def set_up(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:
         connection.isolation_level = None  # BEGIN is ours: the driver's own would be deferred
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")  # an intent must survive a power cut
+        # With a log ahead, whoever has to wait for the disk does so in `flush`.
+        ahead = cursor.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+        cursor.execute(f"PRAGMA synchronous={'NORMAL' if ahead else 'FULL'}")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # A reader takes no write lock; a writer takes it at once, since upgrading can deadlock.
-        options = connection.get_execution_options()
-        if options.get("reading", False):
-            connection.exec_driver_sql("BEGIN")
-            return
-        # The log is written in order: who waits for the disk waits for what came before as well
-        # (Source: sqlite.org, PRAGMA synchronous, of a database in WAL mode; checked 2026-11).
-        level = "FULL" if options.get("waits_for_disk", True) else "NORMAL"
-        connection.exec_driver_sql(f"PRAGMA synchronous={level}")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reading = connection.get_execution_options().get("reading", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine

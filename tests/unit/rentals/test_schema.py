@@ -19,8 +19,6 @@ from gp4u.rentals.ledger import open_ledger
 from gp4u.rentals.rental import RentalState
 from tests.unit.rentals.builders import AT, intended
 
-NORMAL, FULL = 1, 2
-"""What SQLite calls its two levels (sqlite.org, PRAGMA synchronous)."""
 VERSION_1 = Path(__file__).with_name("ledger_v1.sql")
 """A file of the first published schema, with a rental, its decision, events and an account."""
 
@@ -109,12 +107,3 @@ async def test_processes_that_make_a_ledger_at_once_make_one(url: str) -> None:
         async with ledger.database.reading() as db:
             count = await db.execute(sa.select(sa.func.count()).select_from(schema.installation))
         assert count.scalar() == 1
-
-
-async def test_only_what_can_be_seen_again_waits_for_no_disk(tmp_path: Path) -> None:
-    """An intent must outlive a power cut; that a machine was seen, the next listing tells again."""
-    level = sa.text("PRAGMA synchronous")
-    async with open_database(f"sqlite:///{tmp_path}/ledger.db") as database:
-        for durable, expected in ((True, FULL), (False, NORMAL), (True, FULL)):
-            async with database.writing(durable=durable) as db:
-                assert (await db.execute(level)).scalar() == expected

@@ -1,0 +1,89 @@
+"""What is on disk when: no test can cut the power, but each can see what waits for the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from gp4u.errors import LedgerUnusable
+from gp4u.rentals.database import Database, open_database
+from gp4u.rentals.ledger import open_ledger
+from tests.unit.rentals.builders import intended
+
+
+class Disk:
+    """Takes the place of `os.fsync`: counts, and can be made to fail or to hang."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.flushed: list[str] = []
+        """What was flushed, oldest first."""
+        self.fails = False
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+        monkeypatch.setattr(os, "fsync", self._fsync)
+
+    def _fsync(self, descriptor: int) -> None:
+        assert self.goes_on.wait(10)
+        if self.fails:
+            raise OSError(errno.EIO, "I/O error")
+        self.flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """The disk of this test."""
+    return Disk(monkeypatch)
+
+
+async def write(database: Database, *, durable: bool = True) -> None:
+    """Write something."""
+    async with database.writing(durable=durable) as db:
+        await db.execute(sa.text("create table if not exists t (a)"))
+        await db.execute(sa.text("insert into t values (1)"))
+
+
+async def test_only_what_can_be_seen_again_waits_for_no_disk(tmp_path: Path, disk: Disk) -> None:
+    """An intent must outlive a power cut; that a machine was seen, the next listing tells again."""
+    async with open_database(f"sqlite:///{tmp_path}/ledger.db") as database:
+        await write(database, durable=False)
+        assert not disk.flushed
+        await write(database)
+        assert disk.flushed == ["ledger.db-wal", tmp_path.name]
+        await write(database)
+        assert disk.flushed[2:] == ["ledger.db-wal"]
+
+
+async def test_nobody_returns_before_what_it_wrote_is_on_disk(tmp_path: Path, disk: Disk) -> None:
+    """And those who came while the disk was busy wait once, together."""
+    async with open_database(f"sqlite:///{tmp_path}/ledger.db") as database:
+        await write(database)
+        before = len(disk.flushed)
+        disk.goes_on.clear()
+        async with asyncio.TaskGroup() as group:
+            writers = [group.create_task(write(database)) for _ in range(20)]
+            async with database.reading() as db:
+                found = await db.execute(sa.text("select count(*) from t"))
+            while found.scalar() < 21:
+                await asyncio.sleep(0)
+                async with database.reading() as db:
+                    found = await db.execute(sa.text("select count(*) from t"))
+            assert not any(each.done() for each in writers), "all are committed, none is on disk"
+            disk.goes_on.set()
+        assert len(disk.flushed) - before == 2
+
+
+async def test_a_disk_that_fails_lets_nothing_be_rented(tmp_path: Path, disk: Disk) -> None:
+    """What may not be on disk may not cost money; and it is tried again, not believed."""
+    async with open_ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        disk.fails = True
+        for _ in range(2):
+            with pytest.raises(LedgerUnusable, match="did not get to disk"):
+                await write(ledger.database)
+        with pytest.raises(LedgerUnusable):
+            await ledger.intend(intended(), b"{}")
