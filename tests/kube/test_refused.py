@@ -21,8 +21,8 @@ def waiting(ground: Ground, name: str) -> dict[str, str]:
     """Return reason and message of what a pod's container waits for."""
     made = ground.get("pod", name)
     assert made["status"]["phase"] == "Pending"
-    [entry] = made["status"]["containerStatuses"]
-    found: dict[str, str] = entry["state"]["waiting"]
+    entries = made["status"].get("containerStatuses", [])  # none yet, if nothing was told so far
+    found: dict[str, str] = entries[0]["state"]["waiting"] if entries else {}
     return found
 
 

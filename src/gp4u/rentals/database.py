@@ -18,13 +18,16 @@ import fcntl
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 from msgspec import Struct
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
 
 from gp4u.errors import BadInput, LedgerLocked, LedgerUnusable
@@ -75,9 +78,10 @@ class Session(Protocol):
         *,
         values: Mapping[str, object] | None = None,
     ) -> Rows:
-        """Run a statement, with `values` for its parameters by name or column.
+        """Run a statement, with `values` for all of its parameters, by name or column.
 
-        With `many`, once for each mapping of that kind.
+        A statement with `values` is built once and run often; what it compiles to is kept. With
+        `many` it is run once for each mapping of column to value.
 
         Raises:
             LedgerUnusable: it failed; leave the block.
@@ -255,7 +259,11 @@ class _SqliteSession:
     ) -> Rows:
         if many is not None and not many:
             return Rows((), 0)
-        done = self._connection.execute(statement, many or values)
+        if values is None:
+            done = self._connection.execute(statement, many)
+        else:
+            text, names = _spelled(statement, tuple(values))
+            done = self._connection.exec_driver_sql(text, tuple(values[name] for name in names))
         if done.returns_rows:
             rows = done.all()
             return Rows(rows, len(rows))
@@ -282,6 +290,14 @@ def flush(path: Path, first: bool) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@lru_cache(maxsize=64)
+def _spelled(statement: Query, columns: tuple[str, ...]) -> tuple[str, Sequence[str]]:
+    """Return the text of a statement that is run again and again, and the order of its values."""
+    compiled = statement.compile(dialect=sqlite.dialect(), column_keys=list(columns))
+    assert isinstance(compiled, SQLCompiler)  # noqa: S101 - each query is compiled to text
+    return compiled.string, compiled.positiontup or ()
 
 
 def _path_in(url: str) -> Path | None:

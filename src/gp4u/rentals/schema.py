@@ -58,13 +58,14 @@ rentals: Final = sa.Table(
 )
 """One row for each rental there ever was: its newest state, as JSON in `body`."""
 
-_one_live = sa.text("state IN ('intended', 'starting', 'running')")
+ONE_LIVE: Final = sa.text("state IN ('intended', 'starting', 'running')")
+"""Which rentals an owner may have but one of."""
 _owners = sa.Index(
     "one_live_rental_per_owner",
     rentals.c.owner,
     unique=True,
-    sqlite_where=_one_live,
-    postgresql_where=_one_live,
+    sqlite_where=ONE_LIVE,
+    postgresql_where=ONE_LIVE,
 )
 _by_state = sa.Index("rentals_by_state", rentals.c.state)
 _by_time = sa.Index("rentals_by_time", rentals.c.intended_at)

@@ -47,6 +47,8 @@ from gp4u.rentals.broker import (
 from gp4u.rentals.rental import Rental
 from gp4u.telemetry import clean
 
+TAKEN_WAIT_S: Final = 2.0
+"""After everything that fitted was taken by others."""
 _TEXT: Final = 600
 
 
@@ -113,8 +115,15 @@ def after_rent(
             text = clean(f"nothing can be rented now: {outcome}", _TEXT)
             slot = replace(slot, why=Why("LedgerUnusable", text), rent_at_s=again_s)
             return slot, (News("Warning", "LedgerUnusable", text),)
-        case OfferGone() | CircuitBreakerOpen() | RateLimitExceeded() | Throttled() | Unavailable():
-            # The market's own trouble, or another customer was faster: no reason to wait for long.
+        case OfferGone():
+            # Others were faster, most of them ours: there is more, and it is looked for at once.
+            text = clean(str(outcome), _TEXT)
+            slot = replace(
+                slot, why=Why("RentFailed", text), rent_at_s=min(again_s, now_s + TAKEN_WAIT_S)
+            )
+            return slot, (News("Warning", "RentFailed", text),)
+        case CircuitBreakerOpen() | RateLimitExceeded() | Throttled() | Unavailable():
+            # The market's own trouble: no reason to wait for long.
             text = clean(str(outcome), _TEXT)
             slot = replace(slot, why=Why("RentFailed", text), rent_at_s=again_s)
             return slot, (News("Warning", "RentFailed", text),)

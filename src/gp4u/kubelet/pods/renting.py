@@ -32,7 +32,7 @@ LIMIT_WAIT_S: Final = (5.0, 60.0)
 """Shortest and longest wait for a market that lets us rent only so often."""
 LOOK_PAUSE_S: Final = 2.0
 LOOK_PAUSE_MAX_S: Final = 5.0
-LOOK_SHARE: Final = 3.0
+LOOK_SHARE: Final = 1.0
 """Between two looks, at least so many times what the last one took."""
 EXPECT_S: Final = 35.0
 """A market is looked at often for so long after something was begun there; by then the loop that
@@ -212,7 +212,7 @@ class Looks:
                     pass  # the loop that looks always tells of it
                 except Exception:  # noqa: BLE001 - a rim, as that of the loop that looks always
                     _log().exception("look_failed", provider=market)
-                # A look at a thousand machines takes dozens of calls: most of the time is not ours.
+                # A look at a thousand machines takes dozens of calls: they are not all there is.
                 least_s = max(LOOK_PAUSE_S, LOOK_SHARE * (loop.time() - began))
                 await asyncio.sleep(least_s)
                 with suppress(TimeoutError):
