@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -49,6 +49,9 @@ WRITES_PER_S: Final = 50.0
 Source: kubernetes pkg/kubelet/apis/config/v1beta1/defaults.go (kubeAPIQPS 50, kubeAPIBurst 100),
 1.32; checked 2026-11.
 """
+BEHIND_S: Final = 1.0
+BEHIND_STEP_S: Final = 0.02
+"""How long what can wait makes room for what cannot, and how often it looks."""
 PAGE: Final = 500
 MAX_BYTES: Final = 64 * 1024 * 1024
 """Of one reply; a page of 500 objects stays far below."""
@@ -100,6 +103,7 @@ class KubeClient:
         timeout_s: float = CALL_S,
         writes_per_s: float | None,
         denials: Denials | None = None,
+        first: KubeClient | None = None,
     ) -> None:
         self._line, self._timeout_s = line, timeout_s
         self.denials = denials or Denials()
@@ -108,14 +112,21 @@ class KubeClient:
         self._writes = _Lane(writes_per_s)
         # Of its own: what goes away never waits behind a burst of what comes.
         self._deletes = _Lane(writes_per_s)
+        self._first = first
+        """Whose calls go before our writes."""
 
     def beside(self, *, writes_per_s: float | None) -> KubeClient:
-        """Return a client over the same connections, with a pace of its own for what it writes."""
+        """Return a client over the same connections, with a pace of its own for what it writes.
+
+        Where this client has more calls than room for them, the writes of the other one wait, each
+        for a second at most.
+        """
         return KubeClient(
             self._line,
             timeout_s=self._timeout_s,
             writes_per_s=writes_per_s,
             denials=self.denials,
+            first=self,
         )
 
     async def get(self, path: str, **params: str | int) -> KubeObject:
@@ -145,7 +156,7 @@ class KubeClient:
             KubeExists: there is one of that name.
             KubeError: nobody knows, or it was refused.
         """
-        await self._writes.turn()
+        await self._turn()
         return await self._call("POST", path, {}, body)
 
     async def patch(
@@ -157,7 +168,7 @@ class KubeClient:
             KubeConflict: the patch names a UID or version, and the object has another one.
             KubeError: nobody knows, or it was refused.
         """
-        await self._writes.turn()
+        await self._turn()
         return await self._call("PATCH", path, {}, body, content_type=kind.value)
 
     async def replace(self, path: str, body: Mapping[str, Any]) -> KubeObject:
@@ -167,7 +178,7 @@ class KubeClient:
             KubeConflict: the object changed since the version that `body` carries.
             KubeError: nobody knows, or it was refused.
         """
-        await self._writes.turn()
+        await self._turn()
         return await self._call("PUT", path, {}, body)
 
     async def delete(
@@ -187,6 +198,19 @@ class KubeClient:
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         return await self._call("DELETE", path, {}, options)
+
+    async def quiet(self, within_s: float) -> None:
+        """Return once there is room for more calls, or after so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self._room.locked():  # noqa: ASYNC110 - it tells only those who take its room
+                    await asyncio.sleep(BEHIND_STEP_S)
+
+    async def _turn(self) -> None:
+        """Wait until something may be written."""
+        if self._first is not None:
+            await self._first.quiet(BEHIND_S)
+        await self._writes.turn()
 
     async def watch(
         self, path: str, *, version: str, idle_s: float = WATCH_IDLE_S, **params: str | int

@@ -21,7 +21,7 @@ from gp4u.errors import (
     KubeUnavailable,
 )
 from gp4u.kube import paths
-from gp4u.kube.client import MAX_EVENT_BYTES, PatchKind, open_client
+from gp4u.kube.client import AT_ONCE, BEHIND_S, MAX_EVENT_BYTES, KubeClient, PatchKind, open_client
 from tests.kube_api import Cut, KubeApi
 from tests.virtual_loop import run_virtual
 
@@ -308,3 +308,47 @@ def test_a_name_stays_one_segment() -> None:
     assert paths.configmap("a/b", "c?d/../e") == (
         "/api/v1/namespaces/a%2Fb/configmaps/c%3Fd%2F..%2Fe"
     )
+
+
+def test_what_can_wait_lets_everything_else_go_first() -> None:
+    """A thousand pods tell their statuses at once: an Event must take no room of theirs."""
+
+    async def life() -> None:
+        api, order = KubeApi(), list[str]()
+        api.latency_s = 0.1
+        async with api.client() as client, asyncio.TaskGroup() as group:
+            later = client.beside(writes_per_s=None)
+
+            async def make(by: KubeClient, name: str) -> None:
+                await by.create(paths.pods("default"), {"kind": "Pod", "metadata": {"name": name}})
+                order.append(name)
+
+            statuses = 5 * AT_ONCE
+            for number in range(statuses):
+                group.create_task(make(client, f"status-{number}"))
+            await asyncio.sleep(0)
+            group.create_task(make(later, "event"))
+        assert statuses - AT_ONCE <= order.index("event") <= statuses
+
+    run_virtual(life)
+
+
+def test_what_can_wait_does_not_wait_for_ever() -> None:
+    """Statuses may never end; each Event waits for a second, and then takes its turn."""
+
+    async def life() -> None:
+        api, loop = KubeApi(), asyncio.get_running_loop()
+        api.latency_s = 20.0
+        async with api.client() as client, asyncio.TaskGroup() as group:
+            for number in range(2 * AT_ONCE):
+                group.create_task(
+                    client.create(
+                        paths.pods("default"), {"kind": "Pod", "metadata": {"name": f"n{number}"}}
+                    )
+                )
+            await asyncio.sleep(0)
+            later = client.beside(writes_per_s=None)
+            await later.create(paths.pods("default"), {"kind": "Pod", "metadata": {"name": "e"}})
+            assert loop.time() == pytest.approx(BEHIND_S + api.latency_s, abs=0.1)
+
+    run_virtual(life)
