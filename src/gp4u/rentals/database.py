@@ -103,7 +103,8 @@ class Database(Protocol):
         something durable is written after it. What others read meanwhile may not be durable yet.
 
         Raises:
-            LedgerUnusable: it could not be begun or ended; nothing was written.
+            LedgerUnusable: it could not be begun or ended, and nothing was written; or it was, and
+                the disk failed.
             CommitLost: nobody knows whether it was written.
         """
 
@@ -146,7 +147,10 @@ async def open_database(url: str) -> AsyncIterator[Database]:
 
 
 class Sqlite:
-    """A file, or memory where there is no path; used from the loop's own thread alone."""
+    """A file, or memory where there is no path; used from the loop's own thread alone.
+
+    Only the wait for the disk is made in another one: see `flush`.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """Make the file's folder where there is none.
