@@ -151,6 +151,11 @@ class Controller:
             ),
         )
         self._workers: dict[str, Worker] = {}
+        self._named: dict[tuple[str, str], list[Worker]] = {}
+        """By namespace and name, for who asks of one among thousands."""
+        self._sharing: Mapping[str, int] = Counter()
+        """Market to how many pods run there, as of `_counted_s`."""
+        self._counted_s = float("-inf")
         self._uids: dict[str, str] = {}
         """Rental key to the UID of its pod."""
         self._missing: dict[str, datetime] = {}
@@ -168,13 +173,8 @@ class Controller:
 
     def find(self, namespace: str, name: str, uid: str | None = None) -> Held | None:
         """Return the pod of this name, and of this UID where one is given."""
-        found = [
-            worker.held
-            for worker in self._workers.values()
-            if worker.held.name == name
-            and worker.held.namespace == namespace
-            and uid in (None, worker.uid)
-        ]
+        named = self._named.get((namespace, name), ())
+        found = [worker.held for worker in named if uid in (None, worker.uid)]
         # Two bear one name for a moment, while the elder is let go.
         return next((held for held in found if not held.leaving), found[-1] if found else None)
 
@@ -247,17 +247,25 @@ class Controller:
         named = f"{meta['namespace']}/{meta['name']}"
         worker = self._make(pod, rentals, place=place(self._home, named, controller_of(pod)))
         self._workers[worker.uid] = worker
+        self._named.setdefault((meta["namespace"], meta["name"]), []).append(worker)
         self._group.create_task(self._see_through(worker))
 
     async def _see_through(self, worker: Worker) -> None:
         await worker.run()
         del self._workers[worker.uid]
+        self._unname(worker)
         self._tally.forget(worker.uid)
         for key in [key for key, uid in self._uids.items() if uid == worker.uid]:
             del self._uids[key]
         back = self._informer.objects.get(worker.uid)
         if back is not None:
             self._begin(back, ())  # it was not gone after all
+
+    def _unname(self, worker: Worker) -> None:
+        where = (worker.held.namespace, worker.held.name)
+        self._named[where].remove(worker)
+        if not self._named[where]:
+            del self._named[where]
 
     def _miss(self, pod: PodObject) -> None:
         """Deal with a pod that the watch no longer shows."""
@@ -391,9 +399,12 @@ class Controller:
         """Return how often one pod's log may be read, so that all together stay in the share."""
         if market not in self._providers:
             return LOOK_S
-        sharing = sum(worker.market == market for worker in self._workers.values())
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._counted_s + LOOK_S:  # not for each of a thousand that ask
+            self._counted_s = now_s
+            self._sharing = Counter(worker.market for worker in self._workers.values())
         allowed_per_s = self._providers[market].spec.rate_limit_per_min * LOOK_SHARE / 60
-        return max(LOOK_S, sharing / allowed_per_s)
+        return max(LOOK_S, self._sharing[market] / allowed_per_s)
 
 
 def _uid_of(rental: Rental) -> str:
