@@ -8,13 +8,14 @@ in `folder`, and stays there for whoever looks into a failure.
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class ControlPlane:
     def __init__(self, folder: Path, *, version: str = NEWEST) -> None:
         self.folder, self.version = folder, version
         self.url = f"https://127.0.0.1:{free_port()}"
+        self._store = f"http://127.0.0.1:{free_port()}"
         self._pki = folder / "pki"
         self._pki.mkdir()
         self._audit = folder / "audit.log"
@@ -104,6 +106,8 @@ class ControlPlane:
         """Start everything, and wait until pods can be created in the namespace `default`."""
         for part in self.parts.values():
             part.start()
+            if part is self.parts["etcd"]:
+                self._wait_for_store(part)
         self.wait_ready()
         words = ("create", "clusterrolebinding", KUBELET_CLIENT, f"--user={KUBELET_CLIENT}")
         self.wait((*words, "--clusterrole=system:kubelet-api-admin"), "the roles of RBAC")
@@ -120,6 +124,17 @@ class ControlPlane:
         server.kill()
         server.start()
         self.wait_ready()
+
+    def _wait_for_store(self, part: Process) -> None:
+        """Wait until etcd listens: what fails there is said there, and not by who waits for it."""
+        host, _, port = self._store.rpartition("/")[2].partition(":")
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            assert part.is_running, part.tail()
+            with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"etcd does not listen: {part.tail()}")
 
     def wait_ready(self) -> None:
         """Wait until the API server says that it is ready."""
@@ -221,7 +236,7 @@ class ControlPlane:
 
     def _make_parts(self) -> dict[str, Process]:
         """Return the processes in the order of their start."""
-        client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        client, peer = self._store, f"http://127.0.0.1:{free_port()}"
         account_public, account_key = key_pair(self._pki, "service-account")
         etcd = [program("etcd", thing="etcd"), "--data-dir", str(self.folder / "etcd")]
         etcd += ["--listen-client-urls", client, "--advertise-client-urls", client]

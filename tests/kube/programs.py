@@ -29,6 +29,7 @@ LOCKS = Path(__file__).parents[2] / "scripts" / "controlplane"
 MARKET_ADDRESS = "203.0.113.45"
 """Where the simulated markets' machines answer, in a network made by `scripts/namespace.sh`."""
 PATIENCE_S = 60.0
+_PORTS = iter(range(20_000, 30_000))
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -77,12 +78,17 @@ def require_namespace() -> None:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on, at any address."""
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind(("0.0.0.0", 0))  # noqa: S104 - in a network of its own
-        port: int = trial.getsockname()[1]
-        return port
+    """Return a TCP port that nobody listens on, at any address, and never the same one twice.
+
+    It lies below those that the kernel hands out to connections: one of them could take it before
+    whoever wants to listen there does, a client that waits for that very server among them.
+    """
+    for port in _PORTS:
+        with socket.socket() as trial, suppress(OSError):
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(("0.0.0.0", port))  # noqa: S104 - in a network of its own
+            return port
+    raise AssertionError("no port is free")
 
 
 def run(
