@@ -156,7 +156,11 @@ class Reconciler:
                 listing=listing,
                 actions=tuple(actions),
                 orphans=orphans,
-                foreign=tuple(i for i in listing.instances if self._ledger.is_foreign(i.label)),
+                foreign=tuple(
+                    i
+                    for i in listing.instances
+                    if i.instance_id not in keys and self._ledger.is_foreign(i.label)
+                ),
                 elsewhere=tuple(r for r in everything if not _is_paid_by(r, account)),
                 problems=tuple(problems),
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from gp4u.kubelet.held import ContainerState, PodObject
@@ -112,7 +113,12 @@ def incomplete_init(pod: PodObject, init: Sequence[ContainerState]) -> list[str]
 
 def stamp(at: datetime) -> str:
     """Return a time as the API writes it: RFC 3339, whole seconds, `Z`."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _stamped(int(at.timestamp()))
+
+
+@lru_cache(maxsize=64)
+def _stamped(at_s: int) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def present(**members: str | datetime | None) -> Json:
