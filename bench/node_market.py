@@ -34,7 +34,7 @@ MODELS = {
     "L40S": "L40S",
 }
 """Name at the market to what a pod's annotation says."""
-BOOT_SCALE = 0.05
+BOOT_SCALE = 0.005
 
 
 async def serve(ready: Path, told: Path, offers: int, address: str) -> None:

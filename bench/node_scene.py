@@ -110,7 +110,7 @@ class Scene:
             "GP4U_NODE_MAX_GPUS": "2000",
             "GP4U_NODE_MAX_PODS": "2000",
             "GP4U_DATABASE_URL": f"sqlite:///{self.ledger}",
-            "GP4U_NODE_MAX_RENTS": "32",  # eight are what a real market's pace allows
+            "GP4U_NODE_MAX_RENTS": "64",  # eight are what a real market's pace allows
             "PROVIDER_RATE_LIMITER_ENABLED": "0",
             "VAST_MAX_PRICE_PER_HOUR": "20",
             "VAST_RELIABILITY_SCORE": "0.5",
