@@ -49,6 +49,24 @@ def test_a_pod_over_the_budget_waits_with_the_reason_and_rents_nothing(
         assert running.rentals() == []
 
 
+def test_a_node_whose_budget_fits_no_machine_says_which_budget_it_is(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    """It offers no GPU, so a scheduler says only that GPUs are short; the node says why."""
+    env = {"GP4U_BUDGET_USD_PER_HOUR": "0.01"}
+    with town(plane, tmp_path, node="gp4u-penniless", **env) as running:
+        ground = running.namespace("penniless")
+        ground.apply(pod("june", pod_spec(running.node, PROGRAM, ports=[8000])))
+        assert "Insufficient nvidia.com/gpu" in ground.wait_event("june", "FailedScheduling")
+
+        def shown() -> str:
+            return ground.describe("node", running.node)
+
+        said = "GP4U_BUDGET_USD_PER_HOUR leaves no room for any machine"
+        until(lambda: said in shown(), "the node to say why", shown)
+        assert running.rentals() == []
+
+
 def test_an_image_that_cannot_be_pulled_says_so_and_gives_its_machine_back(
     plane: ControlPlane, tmp_path: Path
 ) -> None:

@@ -17,13 +17,32 @@ from typing import Final
 from msgspec import Struct
 
 from gp4u.model import Candidate
-from gp4u.rentals.budget import DAY, Budget, counts, spent_since
+from gp4u.rentals.budget import DAY, PER_DAY, PER_HOUR, RENTALS, Budget, counts, spent_since
 from gp4u.rentals.rental import Rental
 
 SLOW_S: Final = 60.0
 """Between two changes, and how long a wish for one has to last."""
 LOOKED_AT: Final = 500
 """Candidates that are counted, best first; a node offers tens of GPUs, a book has thousands."""
+
+
+class Shortage(Struct, frozen=True):
+    """Why not one more GPU can be rented. No figures of the market: those change at each look."""
+
+    reason: str
+    """In one word, as conditions have it."""
+    message: str
+
+
+class Rentable(Struct, frozen=True):
+    """What could be rented besides, in GPUs."""
+
+    gpus: int
+    shortage: Shortage | None = None
+    """None where there are any."""
+
+
+NO_OFFER: Final = Shortage("NoOffer", "no market has a machine that the node's defaults allow")
 
 
 class Room(Struct, frozen=True, kw_only=True):
@@ -33,6 +52,8 @@ class Room(Struct, frozen=True, kw_only=True):
     """Asked for by the pods that are bound to the node and have not ended."""
     more: int | None
     """What could be rented besides; None: nobody knows now."""
+    shortage: Shortage | None = None
+    """Why that is nothing, where it is."""
 
 
 class Offered(Struct, frozen=True, kw_only=True):
@@ -79,6 +100,14 @@ def offered(before: Offered | None, room: Room, *, most: int, at: float) -> Offe
     return Offered(gpus=before.gpus, changed_at=before.changed_at, wish_since=since, wish=wish)
 
 
+def shortage(room: Room, *, most: int) -> Shortage | None:
+    """Return why not one more GPU can be had from this node; None where one can."""
+    if room.in_use >= most:
+        text = f"as many GPUs as GP4U_NODE_MAX_GPUS allows are in use: {most}"
+        return Shortage("MaxGpusReached", text)
+    return (room.shortage or NO_OFFER) if room.more == 0 else None
+
+
 def still_rentable(
     candidates: Iterable[Candidate],
     budget: Budget,
@@ -86,23 +115,25 @@ def still_rentable(
     *,
     most: int,
     at: datetime,
-) -> int:
-    """Return how many GPUs could be rented now, at most `most`: the cheapest machines first.
+) -> Rentable:
+    """Return what could be rented now, at most `most` GPUs: the cheapest machines first.
 
     `candidates` are best first, `rentals` all that are open and all that were until 24 hours ago.
     """
     still_open = [each for each in rentals if counts(each)]
     per_hour = sum((each.price_usd_per_hour for each in still_open), Decimal(0))
     left_usd: Decimal | None = None
+    bound = PER_HOUR
     if budget.usd_per_hour is not None:
         left_usd = budget.usd_per_hour - per_hour
     if budget.usd_per_day is not None:
         spent = sum((spent_since(each, at - DAY, at=at) for each in rentals), Decimal(0))
         day_usd = budget.usd_per_day - spent - per_hour
-        left_usd = day_usd if left_usd is None else min(left_usd, day_usd)
+        if left_usd is None or day_usd < left_usd:
+            left_usd, bound = day_usd, PER_DAY
     machines = most
-    if budget.max_rentals is not None:
-        machines = min(machines, max(0, budget.max_rentals - len(still_open)))
+    if budget.max_rentals is not None and budget.max_rentals - len(still_open) < most:
+        machines = max(0, budget.max_rentals - len(still_open))
     offers = sorted(
         (each.offer for each in islice(candidates, LOOKED_AT)),
         key=lambda each: each.price_usd_per_hour,
@@ -118,4 +149,14 @@ def still_rentable(
             break
         taken.add(machine)
         gpus += offer.gpu_count
-    return min(gpus, most)
+    if gpus or not most:
+        return Rentable(min(gpus, most))
+    if not offers:
+        return Rentable(0, NO_OFFER)
+    if not machines:
+        return Rentable(0, _used_up(RENTALS))
+    return Rentable(0, _used_up(bound))
+
+
+def _used_up(bound: str) -> Shortage:
+    return Shortage("BudgetUsedUp", f"{bound} leaves no room for any machine that the markets have")

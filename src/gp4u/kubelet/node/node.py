@@ -32,7 +32,7 @@ from gp4u.kube.client import KubeClient, KubeObject
 from gp4u.kube.events import EventKind, EventRecorder
 from gp4u.kube.watch import Informer
 from gp4u.kubelet.node import node_object
-from gp4u.kubelet.node.capacity import Offered, Room, offered
+from gp4u.kubelet.node.capacity import Offered, Room, offered, shortage
 from gp4u.kubelet.node.node_object import Face
 from gp4u.kubelet.policy import NodePolicy
 
@@ -266,6 +266,8 @@ class NodeKeeper:
         return Face(
             gpus=self.offered.gpus,
             markets=outlook.markets,
+            more=outlook.room.more,
+            shortage=shortage(outlook.room, most=policy.max_gpus),
             shut=self._shut,
             features=self._features,
         )

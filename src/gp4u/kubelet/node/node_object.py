@@ -20,11 +20,13 @@ from msgspec import Struct
 from gp4u import __version__
 from gp4u.errors import BadInput
 from gp4u.kube.quantity import parse_quantity
+from gp4u.kubelet.node.capacity import Shortage
 from gp4u.kubelet.policy import NodePolicy
 
 GPU: Final = "nvidia.com/gpu"
 MARKETS_TAINT: Final = "gp4u.io/markets-unavailable"
 MARKETS_CONDITION: Final = "MarketsAvailable"
+GPUS_CONDITION: Final = "GpusRentable"
 LABELS_KEPT: Final = "gp4u.io/owned-labels"
 """Annotation: keys of the operator's labels, so that one that is dropped is also removed."""
 TAINTS_KEPT: Final = "gp4u.io/owned-taints"
@@ -40,6 +42,10 @@ class Face(Struct, frozen=True, kw_only=True):
     gpus: int
     markets: Mapping[str, str]
     """Market to why it does not answer; empty text: it does."""
+    more: int | None = None
+    """GPUs that could be rented besides; None: nobody knows now."""
+    shortage: Shortage | None = None
+    """Why that is nothing, where it is."""
     shut: bool = False
     """No market has answered for a while: nobody should be sent here."""
     features: Sequence[str] = ()
@@ -222,6 +228,7 @@ def _conditions(
         ("PIDPressure", "False", "KubeletHasSufficientPID", "machines are rented, not shared"),
         ("NetworkUnavailable", "False", "RouteCreated", "machines have addresses of their own"),
         _markets(face),
+        _rentable(face),
     ):
         was = times.get(kind, {})
         flipped = was.get("status") != value or not was.get("lastTransitionTime")
@@ -243,6 +250,15 @@ def _markets(face: Face) -> tuple[str, str, str, str]:
         return MARKETS_CONDITION, "False", "NoMarketAnswers", message
     message = f"markets: {', '.join(answering or silent)}"
     return MARKETS_CONDITION, "True", "MarketsAnswer", message
+
+
+def _rentable(face: Face) -> tuple[str, str, str, str]:
+    """Return what a scheduler does not say, to whom every shortage is `Insufficient`."""
+    if face.more is None:
+        return GPUS_CONDITION, "Unknown", "NotLookedYet", "no market has told what it has"
+    if face.shortage is not None:
+        return GPUS_CONDITION, "False", face.shortage.reason, face.shortage.message
+    return GPUS_CONDITION, "True", "OffersFit", "more GPUs can be rented"
 
 
 def _node_info(policy: NodePolicy) -> dict[str, str]:

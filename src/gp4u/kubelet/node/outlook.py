@@ -20,7 +20,7 @@ from gp4u.clock import Clock
 from gp4u.errors import LedgerUnusable
 from gp4u.kube.quantity import parse_quantity
 from gp4u.kubelet.held import PodObject, Pods
-from gp4u.kubelet.node.capacity import Room, still_rentable
+from gp4u.kubelet.node.capacity import Rentable, Room, still_rentable
 from gp4u.kubelet.node.node import Outlook
 from gp4u.kubelet.node.node_object import GPU
 from gp4u.kubelet.policy import NodePolicy
@@ -57,13 +57,17 @@ class MarketOutlook:
     ) -> None:
         self._book, self._ledger, self._guards, self._budget = book, ledger, guards, budget
         self._policy, self._pods, self._clock = policy, pods, clock
-        self._more: int | None = None
+        self._rentable: Rentable | None = None
 
     def tell(self) -> Outlook:
         """Return what is known at this moment."""
         in_use = sum(gpus_of(held.pod) for held in self._pods.all())
         markets = {slug: _silence(guard) for slug, guard in self._guards.items()}
-        return Outlook(room=Room(in_use=in_use, more=self._more), markets=markets)
+        found = self._rentable
+        room = Room(in_use=in_use, more=None)
+        if found is not None:
+            room = Room(in_use=in_use, more=found.gpus, shortage=found.shortage)
+        return Outlook(room=room, markets=markets)
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -75,14 +79,14 @@ class MarketOutlook:
     async def _look_on(self) -> None:
         while True:
             try:
-                self._more = await self._look()
+                self._rentable = await self._look()
             except LedgerUnusable as error:
                 structlog.get_logger().warning("capacity_unknown", error=str(error))
-                self._more = None
-            await asyncio.sleep(LOOK_S if self._more is not None else UNKNOWN_S)
+                self._rentable = None
+            await asyncio.sleep(LOOK_S if self._rentable is not None else UNKNOWN_S)
 
-    async def _look(self) -> int | None:
-        """Return how many GPUs could be rented besides; None where no market has told anything."""
+    async def _look(self) -> Rentable | None:
+        """Return what could be rented besides; None where no market has told anything."""
         from gp4u.selection.decide import decide  # numpy: only once there is a book to look at
 
         policy, at = self._policy(), self._clock.now()

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gp4u.kubelet.node.capacity import SLOW_S, Offered, Room, offered, still_rentable
+from gp4u.kubelet.node.capacity import (
+    NO_OFFER,
+    SLOW_S,
+    Offered,
+    Rentable,
+    Room,
+    offered,
+    still_rentable,
+)
 from gp4u.model import Candidate, Offer, RentalKey, Workload
 from gp4u.rentals.budget import Budget
 from gp4u.rentals.rental import Rental
@@ -172,31 +180,44 @@ def rental(price: str, hours: float = 1.0) -> Rental:
 
 
 @pytest.mark.parametrize(
-    ("budget", "open_", "gpus"),
+    ("budget", "open_", "gpus", "bound"),
     [
-        (Budget(), [], 6),
-        (Budget(usd_per_hour=Decimal("1.00")), [], 2),
-        (Budget(usd_per_hour=Decimal("1.00")), ["0.60"], 1),
-        (Budget(usd_per_hour=Decimal("1.00")), ["0.90"], 0),
-        (Budget(usd_per_day=Decimal("1.50")), ["0.50"], 1),
-        (Budget(max_rentals=2), [], 2),
-        (Budget(max_rentals=2), ["0.10", "0.10", "0.10"], 0),
-        (Budget(usd_per_hour=Decimal(9), usd_per_day=Decimal("0.40")), [], 1),
+        (Budget(), [], 6, None),
+        (Budget(usd_per_hour=Decimal("1.00")), [], 2, None),
+        (Budget(usd_per_hour=Decimal("1.00")), ["0.60"], 1, None),
+        (Budget(usd_per_hour=Decimal("1.00")), ["0.90"], 0, "GP4U_BUDGET_USD_PER_HOUR"),
+        (Budget(usd_per_day=Decimal("1.50")), ["0.50"], 1, None),
+        (Budget(usd_per_day=Decimal("1.50")), ["0.70"], 0, "GP4U_BUDGET_USD_PER_DAY"),
+        (Budget(max_rentals=2), [], 2, None),
+        (Budget(max_rentals=2), ["0.10", "0.10", "0.10"], 0, "GP4U_MAX_RENTALS"),
+        (Budget(usd_per_hour=Decimal(9), usd_per_day=Decimal("0.40")), [], 1, None),
+        (
+            Budget(usd_per_hour=Decimal(9), usd_per_day=Decimal("0.20")),
+            [],
+            0,
+            "GP4U_BUDGET_USD_PER_DAY",
+        ),
     ],
 )
 def test_what_could_be_rented_is_bounded_by_every_budget(
-    budget: Budget, open_: list[str], gpus: int
+    budget: Budget, open_: list[str], gpus: int, bound: str | None
 ) -> None:
     """The cheapest first: 0.30 and 0.50 for one GPU each, then four GPUs for 2.00."""
     candidates = [offer("2.00", gpus=4), offer("0.50"), offer("0.30")]
     rentals = [rental(price) for price in open_]
 
-    assert still_rentable(candidates, budget, rentals, most=16, at=NOW) == gpus
+    found = still_rentable(candidates, budget, rentals, most=16, at=NOW)
+    assert found.gpus == gpus
+    assert (found.shortage is None) == (bound is None)
+    if found.shortage is not None and bound is not None:
+        assert found.shortage.reason == "BudgetUsedUp"
+        assert found.shortage.message.startswith(bound)
 
 
 def test_offers_of_one_machine_count_once() -> None:
     """A market lists a machine as one GPU, two and four: they are the same four."""
     candidates = [offer(f"0.{n}", gpus=1, machine="m1", number=n) for n in range(1, 9)]
 
-    assert still_rentable(candidates, Budget(), [], most=16, at=NOW) == 1
-    assert still_rentable(candidates, Budget(), [], most=0, at=NOW) == 0
+    assert still_rentable(candidates, Budget(), [], most=16, at=NOW) == Rentable(1)
+    assert still_rentable(candidates, Budget(), [], most=0, at=NOW) == Rentable(0)
+    assert still_rentable([], Budget(), [], most=16, at=NOW) == Rentable(0, NO_OFFER)

@@ -16,7 +16,7 @@ from msgspec import structs
 from gp4u.errors import BadInput
 from gp4u.kube.events import EventRecorder
 from gp4u.kubelet.node import node_object
-from gp4u.kubelet.node.capacity import Room
+from gp4u.kubelet.node.capacity import Room, Shortage
 from gp4u.kubelet.node.node import NodeKeeper, Outlook
 from gp4u.kubelet.policy import NodePolicy, Taint
 from tests.kube_api import KubeApi
@@ -119,6 +119,7 @@ def test_a_new_node_says_all_that_the_cluster_looks_for() -> None:
             "PIDPressure": "False",
             "NetworkUnavailable": "False",
             "MarketsAvailable": "True",
+            "GpusRentable": "True",
         }
         assert it.reasons() == {"NodeReady": 1}
 
@@ -360,6 +361,28 @@ def test_amounts_that_the_server_spells_anew_are_no_change() -> None:
             it.api.calls.clear()
             await asyncio.sleep(200)
             assert not it.api.told("patch", "nodes")
+
+    scene(life)
+
+
+def test_a_condition_says_why_there_are_no_more_gpus() -> None:
+    """A scheduler calls everything `Insufficient`: the node tells a budget from an empty market."""
+
+    async def life() -> None:
+        it = Scene()
+        used_up = Shortage("BudgetUsedUp", "GP4U_BUDGET_USD_PER_HOUR leaves no room")
+        async with it.running():
+            for room, told in (
+                (Room(in_use=2, more=0, shortage=used_up), ("False", "BudgetUsedUp", "PER_HOUR")),
+                (Room(in_use=2, more=None), ("Unknown", "NotLookedYet", "no market has told")),
+                (Room(in_use=2, more=3), ("True", "OffersFit", "more GPUs can be rented")),
+                (Room(in_use=16, more=3), ("False", "MaxGpusReached", "GP4U_NODE_MAX_GPUS")),
+            ):
+                it.room = room
+                await asyncio.sleep(120)
+                found = it.condition("GpusRentable")
+                assert (found["status"], found["reason"]) == told[:2]
+                assert told[2] in found["message"]
 
     scene(life)
 
