@@ -512,7 +512,7 @@ async def _write_intent(db: Session, rental: Rental, decision: bytes, budget: Bu
     if live is not None:
         raise OwnerHasRental(rental.owner, live)
     if budget.is_bound:
-        budget.check(rental, await _costing(db, at), at=at)
+        budget.check(rental, await _costing(db, budget, at), at=at)
     await db.execute(_INTEND, values=_row(rental))
     row = {"key": rental.key, "at": at.isoformat(), "body": decision}
     await db.execute(_DECIDE, values=row)
@@ -541,12 +541,13 @@ async def _live_of(db: Session, owner: str) -> RentalKey | None:
     return found
 
 
-async def _costing(db: Session, at: datetime) -> list[Rental]:
-    """Return the rentals that are open, and those that anything happened to within a day."""
-    lately = sa.select(events.c.key).where(events.c.at >= (at - DAY).isoformat())
-    query = sa.select(rentals.c.body).where(
-        sa.or_(rentals.c.state != RentalState.RELEASED.value, rentals.c.key.in_(lately))
-    )
+async def _costing(db: Session, budget: Budget, at: datetime) -> list[Rental]:
+    """Return what a budget asks for: the rentals that are open, and for a day's those of a day."""
+    wanted: sa.ColumnElement[bool] = rentals.c.state.in_(_OPEN)
+    if budget.usd_per_day is not None:
+        lately = sa.select(events.c.key).where(events.c.at >= (at - DAY).isoformat())
+        wanted = sa.or_(wanted, rentals.c.key.in_(lately))
+    query = sa.select(rentals.c.body).where(wanted)
     return [_decode(body) for body in (await db.execute(query)).scalars()]
 
 
