@@ -153,19 +153,21 @@ async def _change(crowd: Crowd, client: KubeClient) -> Line:
     )
 
 
-def _patches(crowd: Crowd) -> list[dict[str, Any]]:
-    """Return the statuses that the node wrote of a pod that had as many as most, as patches."""
+def _patches(crowd: Crowd) -> list[list[dict[str, Any]]]:
+    """Return the statuses that the node wrote of each pod, as patches."""
     from gp4u.kubelet.status.status import status_patch
 
-    count = round(median(len(each) - 1 for each in crowd.statuses.values()))
-    uid = min(crowd.statuses, key=lambda each: abs(len(crowd.statuses[each]) - 1 - count))
-    seen = crowd.statuses[uid]
-    made = [status_patch(crowd.pods[uid] | {"status": old}, new) for old, new in pairwise(seen)]
-    return [each["status"] for each in made if each is not None]
+    found = []
+    for uid, seen in crowd.statuses.items():
+        made = [status_patch(crowd.pods[uid] | {"status": old}, new) for old, new in pairwise(seen)]
+        found.append([each["status"] for each in made if each is not None])
+    return found
 
 
-async def _node(scene: Scene, client: KubeClient) -> tuple[list[Line], list[dict[str, Any]], float]:
-    """Return the lines of the node alone, the patches of one pod, and the pods a second."""
+async def _node(
+    scene: Scene, client: KubeClient
+) -> tuple[list[Line], list[list[dict[str, Any]]], float]:
+    """Return the lines of the node alone, the patches of each pod, and the pods a second."""
     from node_scene import NODE, Cost
     from node_streams import streams
 
@@ -176,7 +178,7 @@ async def _node(scene: Scene, client: KubeClient) -> tuple[list[Line], list[dict
     lines = await _rest(scene, cost, "no pods") if "rest" in WANTED else []
     before, cpu_s, used_s = scene.calls(), cost.cpu_s, 0.0
     changed: list[Line] = []
-    patches: list[dict[str, Any]] = []
+    patches: list[list[dict[str, Any]]] = []
 
     async def then(crowd: Crowd) -> None:
         nonlocal used_s
@@ -226,12 +228,12 @@ def _stream_lines(found: dict[str, dict[str, float]]) -> list[Line]:
     ]  # fmt: skip
 
 
-async def _direct(scene: Scene, client: KubeClient, patches: list[dict[str, Any]]) -> float:
+async def _direct(scene: Scene, client: KubeClient, patches: list[list[dict[str, Any]]]) -> float:
     """Return how many pods a second have their statuses by a client that does nothing else."""
     bodies = scene.folder / "bodies.json"
     bodies.write_text(json.dumps(patches))
-    sizes = [len(json.dumps(each)) for each in patches]
-    print(f"patches per pod: {sizes} bytes", file=sys.stderr)
+    sizes = [len(json.dumps(each)) for pod in patches for each in pod]
+    print(f"patches: {len(sizes)}, of {median(sizes):.0f} bytes", file=sys.stderr)
 
     async def nothing(crowd: Crowd) -> None:
         del crowd

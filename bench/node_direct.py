@@ -1,8 +1,8 @@
 """The least that could be done for the same pods: a client that only writes their statuses.
 
-It watches the pods of a node, and as soon as it sees one it sends the patches that it was given,
-one after the other, as the same ServiceAccount and over the same transport as the node. It knows no
-market, no ledger and no Events, decides nothing, and checks nothing but that each patch was taken.
+It watches the pods of a node, and as soon as it sees one it sends what the node sent of one of its
+pods, patch after patch, as the same ServiceAccount and over the same transport. It knows no market,
+no ledger and no Events, decides nothing, and checks nothing but that each patch was taken.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from gp4u.kube.client import KubeClient, open_client
 
 
 async def _serve(kubeconfig: str, node: str, namespace: str, bodies: Path) -> None:
-    patches: list[dict[str, Any]] = json.loads(await asyncio.to_thread(bodies.read_text))
+    patches: list[list[dict[str, Any]]] = json.loads(await asyncio.to_thread(bodies.read_text))
+    waiting = cycle(patches)
     path, mine, seen = paths.pods(namespace), f"spec.nodeName={node}", set[str]()
     access = find_access(kubeconfig=kubeconfig)
     async with open_client(access, writes_per_s=None) as client, asyncio.TaskGroup() as group:
@@ -32,7 +34,7 @@ async def _serve(kubeconfig: str, node: str, namespace: str, bodies: Path) -> No
                 version = meta["resourceVersion"]
                 if event.kind == "ADDED" and meta["uid"] not in seen:
                     seen.add(meta["uid"])
-                    group.create_task(_write(client, namespace, meta, patches))
+                    group.create_task(_write(client, namespace, meta, next(waiting)))
 
 
 async def _write(
