@@ -29,7 +29,9 @@ LOCKS = Path(__file__).parents[2] / "scripts" / "controlplane"
 MARKET_ADDRESS = "203.0.113.45"
 """Where the simulated markets' machines answer, in a network made by `scripts/namespace.sh`."""
 PATIENCE_S = 60.0
-_PORTS = iter(range(20_000, 30_000))
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+"""Which of the test processes this is: they share one network."""
+_PORTS = iter(range(20_000 + 1_000 * WORKER, 21_000 + 1_000 * WORKER))
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import ssl
 import time
@@ -29,14 +28,13 @@ from tests.e2e.processes import GP4U, Charged, Done, Sold, clean_environ
 from tests.kube.chart import NAMESPACE, account_of, rights
 from tests.kube.controlplane import ControlPlane
 from tests.kube.manifests import Manifest
-from tests.kube.programs import MARKET_ADDRESS, PATIENCE_S, Process, run
+from tests.kube.programs import MARKET_ADDRESS, PATIENCE_S, WORKER, Process, run
 
 KUBELET_PORT = 10250
 SERVING = "kubernetes.io/kubelet-serving"
 T = TypeVar("T")
 _numbers = count()
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_addresses = count(46 + 20 * _WORKER)
+_addresses = count(46 + 20 * WORKER)
 """Last numbers of the addresses that `scripts/namespace.sh` makes: twenty for each test process."""
 
 
