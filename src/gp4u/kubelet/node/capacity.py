@@ -132,8 +132,8 @@ def still_rentable(
         if left_usd is None or day_usd < left_usd:
             left_usd, bound = day_usd, PER_DAY
     machines = most
-    if budget.max_rentals is not None and budget.max_rentals - len(still_open) < most:
-        machines = max(0, budget.max_rentals - len(still_open))
+    if budget.max_rentals is not None:
+        machines = min(machines, max(0, budget.max_rentals - len(still_open)))
     offers = sorted(
         (each.offer for each in islice(candidates, LOOKED_AT)),
         key=lambda each: each.price_usd_per_hour,
@@ -153,9 +153,7 @@ def still_rentable(
         return Rentable(min(gpus, most))
     if not offers:
         return Rentable(0, NO_OFFER)
-    if not machines:
-        return Rentable(0, _used_up(RENTALS))
-    return Rentable(0, _used_up(bound))
+    return Rentable(0, _used_up(bound if machines else RENTALS))
 
 
 def _used_up(bound: str) -> Shortage:
