@@ -13,8 +13,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -218,13 +218,12 @@ class Town(NamedTuple):
         return self.breaker(slug) == state
 
 
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    """Four misbehaving markets and a server, for all tests of this file."""
-    folder = tmp_path_factory.mktemp("town")
+@contextmanager
+def built(folder: Path, faults: Mapping[str, list[dict[str, Any]]]) -> Iterator[Town]:
+    """Markets with these faults and a server over them, each in a process of its own."""
     env: dict[str, str] = {}
     with ExitStack() as stack:
-        for slug, rules in FAULTS.items():
+        for slug, rules in faults.items():
             home = folder / slug
             home.mkdir()
             script = home / "faults.json"
@@ -244,6 +243,13 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         done = server.end(signal.SIGTERM)
         assert done.code == 143, done
         assert "Traceback" not in done.err, done.err
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    """Four misbehaving markets and a server, for all tests of this file but one."""
+    with built(tmp_path_factory.mktemp("town"), FAULTS) as town:
+        yield town
 
 
 @pytest.mark.parametrize(("line", "pattern"), LINES, ids=[line for line, _ in LINES])
@@ -281,15 +287,17 @@ def test_a_dead_market_is_told_as_dead_and_the_others_serve(town: Town) -> None:
 
 def test_a_throttling_market_is_not_taken_for_a_failing_one(town: Town) -> None:
     """429 says that we are too fast, and not that the market is down."""
-    wait_for(
-        lambda: town.get("provider-health/rate-limiters")["ionet"]["requests_blocked"] > 0,
-        "a call that was held back after a 429",
-    )
+
+    def held_back() -> bool:
+        town.post("provider-health/providers/ionet/health-check")
+        limiters = town.get("provider-health/rate-limiters")
+        return bool(limiters["ionet"]["requests_blocked"] > 0)
+
+    wait_for(held_back, "a call that was held back after a 429")
+    town.get("providers/sync")
     market = town.get("provider-health/providers/ionet/health")
     assert (market["circuit_breaker"], market["success_rate"]) == ("CLOSED", 1)
     assert market["breaker"]["trip_count"] == 0
-    synced = town.get("providers/sync")["providers"]["ionet"]
-    assert synced["ok"] or "429" in synced["error"] or "rate limit" in synced["error"], synced
 
 
 def test_a_flapping_markets_breaker_is_seen_in_all_three_states(town: Town) -> None:
@@ -345,16 +353,22 @@ def test_invalidating_the_cache_makes_the_server_fetch(town: Town) -> None:
     assert after["misses"] > before["misses"]
 
 
-def test_a_sync_fetches_every_market_and_tells_of_each(town: Town) -> None:
-    """200 even with a dead market: what there is, and what is wrong."""
-    body = town.get("providers/sync")
-    well, dead = body["providers"]["vastai"], body["providers"]["render"]
-    assert well["offers"] > 0
-    # Vast.ai takes ten searches a minute, and the other tests of this file may have had them.
-    assert well["ok"] or "rate limit reached" in well["error"], well
-    assert well["seconds"] <= body["seconds"] < TURNS_S
+def test_a_sync_fetches_every_market_and_tells_of_each(tmp_path: Path) -> None:
+    """200 even with a dead market: what there is, and what is wrong.
+
+    In a town of its own: Vast.ai takes ten searches a minute, and the other tests may have had
+    them; a sync that waits for its turn longer than for the other markets is told as not whole.
+    """
+    faults = {slug: FAULTS[slug] if slug == "render" else [] for slug in FAULTS}
+    with built(tmp_path, faults) as town:
+        body = town.get("providers/sync")
+    dead = body["providers"].pop("render")
     assert (dead["ok"], dead["offers"]) == (False, 0)
     assert dead["error"]
+    for slug, well in body["providers"].items():
+        assert (well["ok"], well["error"]) == (True, ""), (slug, well)
+        assert well["offers"] > 0
+        assert well["seconds"] <= body["seconds"] < TURNS_S
     assert body["ok"] is False
     assert body["offers"] == sum(each["offers"] for each in body["providers"].values())
 
