@@ -78,7 +78,7 @@ def test_an_image_that_cannot_be_pulled_says_so_and_gives_its_machine_back(
         ground.apply(pod("june", pod_spec(running.node, PROGRAM, ports=[8000])))
 
         def backs_off() -> bool:
-            return waiting(ground, "june")["reason"] == "ImagePullBackOff"
+            return waiting(ground, "june").get("reason") == "ImagePullBackOff"
 
         until(backs_off, "ImagePullBackOff", lambda: ground.tell("june"), patience_s=BOOT_S)
         message = waiting(ground, "june")["message"]
