@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import structlog
 import yaml
 from msgspec.structs import replace
 
@@ -112,17 +113,23 @@ class LivePolicies:
             return
         self._seen[part] = version
         try:
-            parse = weights_in if part == "weights" else preferences_in
-            wanted = {**self._good, part: parse(new.get("data") or {})}
+            document = (weights_in if part == "weights" else preferences_in)(new.get("data") or {})
+            self._read(document)  # by itself as well: the other one may be deleted
+            wanted = {**self._good, part: document}
             self._apply(wanted)
         except (BadInput, SettingsError) as error:
             self.refused[part] = clean(str(error), 500)
             text = f"{self.refused[part]}; the last good one stays"
             self._recorder.tell(new, "Warning", REFUSED, text)
+            self._log(part).warning("config_refused", error=self.refused[part])
             return
         self.refused.pop(part, None)
         self._good = wanted
         self._recorder.tell(new, "Normal", APPLIED, "read and in force")
+        self._log(part).info("config_applied")
+
+    def _log(self, part: str) -> Any:
+        return structlog.get_logger().bind(configmap="/".join(self._places[part]))
 
     def _apply(self, parts: Mapping[str, Document]) -> None:
         """Put everything in force, or raise and change nothing."""

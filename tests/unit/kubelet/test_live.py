@@ -135,6 +135,26 @@ def test_bad_weights_are_refused_by_an_event_and_the_last_good_ones_stay(
     run_virtual(life)
 
 
+def test_bad_weights_among_the_preferences_do_not_hide_behind_good_weights(tmp_path: Path) -> None:
+    """They would come into force when the ConfigMap above them is deleted."""
+    api = KubeApi()
+    api.add(configmap("vast-selection-weights", GOOD))
+
+    async def life() -> None:
+        async with live(api, tmp_path) as policies:
+            text = "locations: [US]\nweights: {price: -3}\n"
+            api.add(configmap("vast-provider-config", {"vast-provider-config.yaml": text}))
+            await asyncio.sleep(5)
+            assert "weights" in policies.refused["preferences"]
+            api.remove(WEIGHTS)
+            await asyncio.sleep(5)
+            policy = policies.policy("vast-gpu-node-1")()
+            assert price(policy) == pytest.approx(0.30)
+            assert policy.defaults.requirements.locations == ()
+
+    run_virtual(life)
+
+
 def test_preferences_of_the_seeds_file_are_taken_over(tmp_path: Path) -> None:
     """The file of the guide, pasted into a ConfigMap, means what it means to the command line."""
     api = KubeApi()
