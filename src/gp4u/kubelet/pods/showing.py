@@ -141,7 +141,8 @@ class Showing:
         if status == self._status and not again:
             return
         self._status = status
-        if status_patch(self.pod, status) is None:
+        # While something is being written, the look at the pod is from before that.
+        if not self._is_writing and status_patch(self.pod, status) is None:
             return
         self._unsaid.set()
         if not self._is_writing:

@@ -213,6 +213,22 @@ def test_readiness_follows_a_lost_contact_at_once_and_the_machine_is_kept(tmp_pa
     told(tale, tmp_path)
 
 
+def test_what_holds_again_before_it_was_told_otherwise_is_told_at_once(tmp_path: Path) -> None:
+    """The write that is under way says what held before; nobody should go by it for long."""
+
+    async def tale(cluster: Cluster) -> None:
+        async with cluster.node():
+            cluster.create("a")
+            await cluster.until_ready("a")
+            await asyncio.sleep(40)
+            cluster.api.latency_s = 15.0
+            cluster.market.world.lose_host(cluster.market.live[0].machine.machine_id, for_s=4)
+            await cluster.until_true(lambda: not cluster.is_ready("a"), within_s=20)
+            await cluster.until_ready("a", within_s=17)
+
+    told(tale, tmp_path)
+
+
 def test_a_person_who_releases_a_pods_machine_fails_the_pod(tmp_path: Path) -> None:
     """`gp4u release` means that it shall end, not that another one is rented."""
 
