@@ -68,13 +68,15 @@ class Showing:
         beside: frozenset[str],
         leaving: bool,
         again: bool,
+        is_unread: bool,
         group: asyncio.TaskGroup,
     ) -> None:
         """Work out what is to be seen now, and tell what is new.
 
         `rentals` maps containers to the rentals that run them, `beside` are those that are not the
         first one of their machine; `again` compares with what the API
-        server has, as others write there as well.
+        server has, as others write there as well. `is_unread`: it has machines of which nothing is
+        known yet, so that what was told of it before stays.
         """
         uid = self.pod["metadata"]["uid"]
         app = container_states(
@@ -90,6 +92,8 @@ class Showing:
             ready=self.held.ready,
             leaving=leaving,
         )
+        if is_unread:
+            return
         if memory.acknowledged_at is not None:
             self._tell_status(memory, app, init, leaving=leaving, again=again, group=group)
         self._expose(memory, rentals, leaving=leaving)

@@ -133,6 +133,14 @@ class Standing:
         return any(slot.renting for slot in self.slots)
 
     @property
+    def is_unread(self) -> bool:
+        """Whether it has machines from before this process, and goes on, and nothing is known of
+        it yet but what its status says."""
+        over = self.memory.is_over or is_terminal(self.pod) or self.leaving or self.is_gone
+        adopts = any(rental.is_live for rental in self.strays.values())
+        return adopts and not self.memory.is_prepared and not over
+
+    @property
     def gpus(self) -> int:
         """How many GPUs it was admitted with."""
         memory, pod, count = self._gpus

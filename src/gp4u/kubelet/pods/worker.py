@@ -351,6 +351,7 @@ class Worker:
             beside=self._now.beside(),
             leaving=self._now.leaving or self._now.is_gone,
             again=again and not self._now.is_gone,
+            is_unread=self._now.is_unread,
             group=group,
         )
 

@@ -42,6 +42,34 @@ def test_a_rolling_update_releases_nothing(tmp_path: Path) -> None:
     told(tale, tmp_path)
 
 
+def test_a_rolling_update_takes_no_pod_out_of_its_services(tmp_path: Path) -> None:
+    """Before what the pod names was read again, the next process knows nothing better of it."""
+    config = {"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"MODE": "fast"}}
+    service = {
+        "kind": "Service",
+        "metadata": {"name": "s", "annotations": {"gp4u.io/pod": "a"}},
+        "spec": {"ports": [{"port": 80, "targetPort": 8000}], "clusterIP": "10.96.0.9"},
+    }
+
+    async def tale(cluster: Cluster) -> None:
+        cluster.api.add(config)
+        cluster.api.add(service)
+        async with cluster.node():
+            cluster.create("a", containers=[{"envFrom": [{"configMapRef": {"name": "c"}}]}])
+            await cluster.until_ready("a")
+            await cluster.until_true(lambda: bool(cluster.api.all("endpointslices")), within_s=10)
+            await asyncio.sleep(30)
+        (before,) = cluster.api.all("endpointslices")
+        cluster.api.calls.clear()
+        cluster.api.fail("get", "configmaps/c", 503, times=3)
+        async with cluster.node(seed=2):
+            await asyncio.sleep(60)
+        assert cluster.api.told("patch", "pods/a") == []
+        assert cluster.api.all("endpointslices") == [before]
+
+    told(tale, tmp_path)
+
+
 @pytest.mark.parametrize("after_s", [0.3, 1.0, 3.0, 6.0, 9.0, 12.0, 20.0])
 def test_a_process_killed_in_mid_rent_leaves_one_machine(tmp_path: Path, after_s: float) -> None:
     """P1: whatever was on its way, the next process ends with exactly one machine for the pod."""
