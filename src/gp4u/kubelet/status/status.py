@@ -76,7 +76,8 @@ def phase_of(
     spec = pod["spec"]
     policy = spec.get("restartPolicy", "Always")
     states = {each.name: each for each in containers}
-    tally = _Tally()
+    # Where nothing is started again, what waits after its end waits for another machine.
+    tally = _Tally(moves=policy == "Never" and not finalising)
     for each in spec["containers"]:
         tally.count(states.get(each["name"]))
     started = any(each.run is not Run.WAITING or each.last_ended for each in containers)
@@ -108,7 +109,8 @@ def phase_of(
 class _Tally:
     """How many containers there are of each kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, moves: bool) -> None:
+        self._moves = moves
         self.running = self.waiting = self.stopped = self.succeeded = self.unknown = 0
         self.init_pending = self.init_failed = self.sidecars_pending = 0
 
@@ -120,7 +122,8 @@ class _Tally:
         elif state.run is Run.TERMINATED:
             self.stopped += 1
             self.succeeded += int(state.ended is not None and state.ended.exit_code == 0)
-        elif state.last_ended is not None:  # in back-off: it will not do to go back to Pending
+        elif state.last_ended is not None and not self._moves:
+            # In back-off: it will not do to go back to Pending.
             self.stopped += 1
         else:
             self.waiting += 1

@@ -6,6 +6,8 @@ import asyncio
 from decimal import Decimal
 from pathlib import Path
 
+import pytest
+
 from gp4u.rentals.rental import RentalState
 from tests.unit.kubelet.cluster import Cluster, by, told, with_policy
 
@@ -176,6 +178,25 @@ def test_a_bare_pod_gets_another_machine(tmp_path: Path) -> None:
             assert "InstanceLost" in cluster.reasons("a")
             states = [r.state for r in await node.rentals()]
             assert states == [RentalState.RELEASED, RentalState.RUNNING]
+
+    told(tale, tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["Never", "OnFailure"])
+def test_a_job_that_may_move_gets_another_machine(policy: str, tmp_path: Path) -> None:
+    """Its run did not end, it was cut off: the pod has not failed by that."""
+
+    async def tale(cluster: Cluster) -> None:
+        async with cluster.node():
+            rerent = {"gp4u.io/on-loss": "rerent"}
+            cluster.create("a", restart=policy, owner=by("Job"), annotations=rerent)
+            await cluster.until_ready("a")
+            await cluster.market.world.destroy(cluster.market.live[0])
+            await cluster.until_true(lambda: not cluster.is_ready("a"), within_s=120)
+            await cluster.until_ready("a")
+            assert cluster.status("a")["phase"] == "Running"
+            cluster.market.end(cluster.market.live[0], 0)
+            await cluster.until("Succeeded", within_s=60)
 
     told(tale, tmp_path)
 

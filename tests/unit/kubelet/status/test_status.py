@@ -90,6 +90,7 @@ def applied(old: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
         ("OnFailure", (ended(0, "a"), ended(1, "b")), False, "Running"),
         ("Never", (ended(0, "a"), ended(0, "b")), False, "Succeeded"),
         ("Never", (ended(0, "a"), ended(1, "b")), False, "Failed"),
+        ("Never", (ended(1, "a"), backing_off(1, "b")), True, "Failed"),
         ("Always", (running("a"),), False, "Pending"),
     ],
 )
