@@ -67,6 +67,7 @@ class Showing:
         rentals: Mapping[str, Rental],
         beside: frozenset[str],
         leaving: bool,
+        stopped: bool,
         again: bool,
         is_unread: bool,
         group: asyncio.TaskGroup,
@@ -74,9 +75,9 @@ class Showing:
         """Work out what is to be seen now, and tell what is new.
 
         `rentals` maps containers to the rentals that run them, `beside` are those that are not the
-        first one of their machine; `again` compares with what the API
-        server has, as others write there as well. `is_unread`: it has machines of which nothing is
-        known yet, so that what was told of it before stays.
+        first one of their machine; `stopped`: it is deleted, and nothing of it runs; `again`
+        compares with what the API server has, as others write there as well. `is_unread`: it has
+        machines of which nothing is known yet, so that what was told of it before stays.
         """
         uid = self.pod["metadata"]["uid"]
         app = container_states(
@@ -94,8 +95,10 @@ class Showing:
         )
         if is_unread:
             return
-        if memory.acknowledged_at is not None:
-            self._tell_status(memory, app, init, leaving=leaving, again=again, group=group)
+        if memory.acknowledged_at is not None or stopped:
+            self._tell_status(
+                memory, app, init, leaving=leaving, stopped=stopped, again=again, group=group
+            )
         self._expose(memory, rentals, leaving=leaving)
 
     async def tell_last(self, within_s: float) -> None:
@@ -115,6 +118,7 @@ class Showing:
         init: tuple[ContainerState, ...],
         *,
         leaving: bool,
+        stopped: bool,
         again: bool,
         group: asyncio.TaskGroup,
     ) -> None:
@@ -133,6 +137,7 @@ class Showing:
             phase=outcome.phase if outcome is not None else None,
             disruption=outcome.disruption if outcome is not None else None,
             finalising=leaving or outcome is not None,
+            stopped=stopped,
         )
         status = status_of(self.pod, state, at=at)
         if "resources" in memory.ignored:

@@ -136,7 +136,7 @@ class Standing:
     def is_unread(self) -> bool:
         """Whether it has machines from before this process, and goes on, and nothing is known of
         it yet but what its status says."""
-        over = self.memory.is_over or is_terminal(self.pod) or self.leaving or self.is_gone
+        over = self.memory.is_over or is_terminal(self.pod) or self.is_gone
         adopts = any(rental.is_live for rental in self.strays.values())
         return adopts and not self.memory.is_prepared and not over
 

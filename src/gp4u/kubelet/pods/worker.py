@@ -350,8 +350,9 @@ class Worker:
             rentals=self._now.by_container(),
             beside=self._now.beside(),
             leaving=self._now.leaving or self._now.is_gone,
+            stopped=self._stopped,
             again=again and not self._now.is_gone,
-            is_unread=self._now.is_unread,
+            is_unread=self._now.is_unread and not self._stopped,
             group=group,
         )
 

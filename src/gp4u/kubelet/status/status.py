@@ -60,6 +60,8 @@ class PodState(Struct, frozen=True, kw_only=True):
     """Reason and message of `DisruptionTarget`: the infrastructure took the machine."""
     finalising: bool = False
     """Whether nothing of it will be started again; so is every pod that is being deleted."""
+    stopped: bool = False
+    """Whether nothing of it runs any more, as it is deleted: what has not ended has failed."""
 
 
 def phase_of(
@@ -160,6 +162,8 @@ def status_of(pod: PodObject, state: PodState, *, at: datetime) -> Json:
     computed = state.phase or phase_of(
         pod, state.containers, state.init_containers, finalising=finalising
     )
+    if state.stopped and computed not in ENDED:
+        computed = "Failed"
     phase = was if was in ENDED or _ORDER[computed] < _ORDER[was] else computed
     status: Json = {**old, "phase": phase}
     if was not in ENDED:
@@ -169,6 +173,7 @@ def status_of(pod: PodObject, state: PodState, *, at: datetime) -> Json:
         _put_addresses(status, "pod", state.pod_ip)
     status.setdefault("startTime", stamp(state.acknowledged_at))
     over = phase in ENDED
+    stopped = state.stopped and was not in ENDED
     states = {each.name: each for each in (*state.init_containers, *state.containers)}
     spec = pod["spec"]
     first = spec.get("initContainers") or []
@@ -187,7 +192,7 @@ def status_of(pod: PodObject, state: PodState, *, at: datetime) -> Json:
             known = states.get(each["name"])
             entry = _entry(each, known, default, is_init=listed is first, limit=limit)
             earlier = before.get(each["name"])
-            entries.append(_settled(entry, earlier, pod, each, was=was, over=over))
+            entries.append(_settled(entry, earlier, pod, each, was=was, over=over, stopped=stopped))
         if entries:
             status[member] = entries
     status["conditions"] = conditions(
@@ -384,6 +389,7 @@ def _settled(
     *,
     was: str,
     over: bool,
+    stopped: bool,
 ) -> Json:
     """Return the entry as the API's rules and the pod's past allow it."""
     if earlier is not None:
@@ -393,10 +399,12 @@ def _settled(
             back = "terminated" not in entry["state"]
             if was in ENDED or (back and not _may_return(pod, container, ended["exitCode"])):
                 return dict(earlier)
-    ran = "running" in entry["state"] or entry["lastState"]
-    if over and ran and "terminated" not in entry["state"]:
-        since = entry["state"].get("running", {}).get("startedAt")
-        told = {"exitCode": _LOST_EXIT, "reason": LOST, "message": "nobody saw how it ended"}
+    running = entry["state"].get("running") or ((earlier or {}).get("state") or {}).get("running")
+    ran = running or entry["lastState"]
+    if over and (ran or stopped) and "terminated" not in entry["state"]:
+        since = (running or {}).get("startedAt")
+        text = "nobody saw how it ended" if ran else "the pod was deleted before it ran"
+        told = {"exitCode": _LOST_EXIT, "reason": LOST, "message": text}
         entry["state"] = {"terminated": {**told, **({"startedAt": since} if since else {})}}
         entry["ready"] = entry["started"] = False
     return entry

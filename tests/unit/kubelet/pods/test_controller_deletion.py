@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from gp4u.kube import paths
 from gp4u.rentals.rental import RentalState
 from gp4u.sim.faults import Rule
 from tests.kube_api import Cut
-from tests.unit.kubelet.cluster import Cluster, Node, told
+from tests.unit.kubelet.cluster import Cluster, Node, by, gpu_pod, told
 
 SERVICE = {
     "kind": "Service",
@@ -238,6 +239,63 @@ def test_a_pod_with_a_finalizer_is_let_go_of_once(tmp_path: Path) -> None:
             await asyncio.sleep(120)
             assert cluster.pod("a") is not None
             assert len(await node.rentals()) == 1
+            cluster.api.change(paths.pod("default", "a"), {"metadata": {"finalizers": []}})
+            await cluster.until("gone")
+            await nothing_is_left(cluster, node)
+
+    told(tale, tmp_path)
+
+
+def held_back(name: str, **more: Any) -> dict[str, Any]:
+    """Return the pod of a Job, which keeps the object until it has counted how it ended."""
+    body = gpu_pod(name, restart="Never", owner=by("Job"), **more)
+    body["metadata"]["finalizers"] = ["batch.kubernetes.io/job-tracking"]
+    return body
+
+
+def test_a_pod_deleted_before_it_had_a_machine_has_failed(tmp_path: Path) -> None:
+    """A Job with a podFailurePolicy waits for the end of each pod, and nobody else tells it."""
+
+    async def tale(cluster: Cluster) -> None:
+        async with cluster.node():
+            cluster.api.add(held_back("a", annotations={"gp4u.io/max-price": "0.0001"}))
+            await cluster.until_true(lambda: "NoOffer" in cluster.reasons("a"))
+            assert cluster.status("a")["phase"] == "Pending"
+            cluster.delete("a")
+            await cluster.until("Failed", within_s=10)
+            assert cluster.state("a")["terminated"]["exitCode"] == 137
+
+    told(tale, tmp_path)
+
+
+def test_a_pod_deleted_before_anybody_saw_it_has_failed(tmp_path: Path) -> None:
+    """It was bound and deleted while no node was there."""
+
+    async def tale(cluster: Cluster) -> None:
+        cluster.api.add(held_back("a"))
+        cluster.delete("a")
+        async with cluster.node() as node:
+            await cluster.until("Failed", within_s=10)
+            assert await node.rentals() == []
+
+    told(tale, tmp_path)
+
+
+def test_a_deletion_that_another_process_goes_on_with_ends_in_failure_too(tmp_path: Path) -> None:
+    """The next process never learns what ran, and still everything has ended."""
+
+    async def tale(cluster: Cluster) -> None:
+        async with cluster.node():
+            cluster.api.add(held_back("a"))
+            await cluster.until_ready("a")
+        before = cluster.status("a")["containerStatuses"][0]
+        cluster.delete("a")
+        async with cluster.node(seed=2) as node:
+            await cluster.until("Failed", within_s=60)
+            entry = cluster.status("a")["containerStatuses"][0]
+            ended = entry["state"]["terminated"]
+            assert (ended["exitCode"], ended["reason"]) == (137, "ContainerStatusUnknown")
+            assert ended["startedAt"] == before["state"]["running"]["startedAt"]
             cluster.api.change(paths.pod("default", "a"), {"metadata": {"finalizers": []}})
             await cluster.until("gone")
             await nothing_is_left(cluster, node)
