@@ -133,6 +133,14 @@ class Standing:
         return any(slot.renting for slot in self.slots)
 
     @property
+    def is_split(self) -> bool | None:
+        """Whether the machines that it has, or is about to, run one container each; None: it has
+        none."""
+        suffixes = [suffix for suffix, rental in self.strays.items() if rental.is_live]
+        suffixes += [slot.suffix for slot in self.slots if slot.is_held or slot.renting]
+        return any(suffixes) if suffixes else None
+
+    @property
     def is_unread(self) -> bool:
         """Whether it has machines from before this process, and goes on, and nothing is known of
         it yet but what its status says."""

@@ -384,6 +384,7 @@ class Worker:
                 abilities=self._rentable,
                 held_gpus=self._taken_gpus(self.uid),
                 settled=settled,
+                split=self._now.is_split,
             )
         except KubeError as error:
             text = f"what the pod names cannot be read now: {error}"

@@ -83,6 +83,7 @@ async def prepare(
     host_ip: str | None = None,
     pod_ip: str | None = None,
     settled: bool = False,
+    split: bool | None = None,
 ) -> Prepared | Unresolved | Refusal:
     """Return what to rent for a pod, what it still lacks, or why it can never run here.
 
@@ -90,20 +91,24 @@ async def prepare(
     other pods of the node have taken. `host_ip` is the node's own where it is None. `settled`: the
     pod has its machine already, as after a restart of this process. Then nothing that was changed
     or deleted since speaks against it, and what comes out is not for renting by: prepare it anew
-    for another machine.
+    for another machine. `split`: whether the machines that it has run one container each, which
+    holds whatever the pod says by now; None: it has none.
 
     Raises:
         KubeError: the API server could not be asked; nothing is known, try again.
     """
+    asking = pod
     if settled:
         try:
-            wish = _settled_wish(pod, policy)
+            asking, wish = _settled_wish(pod, policy)
         except BadInput as error:
             return Refusal(admission.INVALID, str(error))
     elif refusal := admission.refusal_of(pod, policy, held_gpus=held_gpus, abilities=abilities):
         return refusal
     else:
         wish = wish_of(pod, policy, markets=abilities)
+    if split is not None:
+        wish = replace(wish, split=split)
     found = await objects.read(
         pod,
         api_access=wish.api_access,
@@ -113,7 +118,9 @@ async def prepare(
     if isinstance(found, Unresolved):
         return found
     addresses = Addresses(host_ip=host_ip or policy.address, pod_ip=pod_ip or "")
-    return prepared(pod, policy, wish, found, abilities=abilities, addresses=addresses)
+    return prepared(
+        pod, policy, wish, found, abilities=abilities, addresses=addresses, asking=asking
+    )
 
 
 def prepared(
@@ -124,9 +131,11 @@ def prepared(
     *,
     abilities: Mapping[str, Ability],
     addresses: Addresses,
+    asking: PodObject | None = None,
 ) -> Prepared | Unresolved | Refusal:
-    """Do what `prepare` does, with what was read; pure."""
-    making = _Making(pod, policy, wish, found, addresses)
+    """Do what `prepare` does, with what was read; pure. `asking` is the pod with those of its
+    annotations that count; None: all do."""
+    making = _Making(pod, policy, wish, found, addresses, asking or pod)
     if (problem := making.resolve()) is not None:
         return problem
     machines = making.machines()
@@ -156,19 +165,20 @@ def _sought(
     return tuple(sought)
 
 
-def _settled_wish(pod: PodObject, policy: NodePolicy) -> Wish:
-    """Return the wish of a pod that has its machine; an annotation that would be refused by now
-    counts for nothing."""
+def _settled_wish(pod: PodObject, policy: NodePolicy) -> tuple[PodObject, Wish]:
+    """Return the wish of a pod that has its machine, and the pod without the annotations that
+    would be refused by now: they count for nothing."""
     about = pod["metadata"]
     said = dict(about.get("annotations") or {})
     while True:
+        asking = {**pod, "metadata": {**about, "annotations": said}}
         try:
-            return wish_of({**pod, "metadata": {**about, "annotations": said}}, policy)
+            return asking, wish_of(asking, policy)
         except BadInput as error:
             refused = [name for name in said if error.field == f"metadata.annotations[{name}]"]
             if not refused:
                 raise
-            del said[refused[0]]
+            said = {name: text for name, text in said.items() if name not in refused}
 
 
 def ports_of(container: Mapping[str, Any]) -> tuple[Port, ...]:
@@ -203,8 +213,10 @@ class _Making:
         wish: Wish,
         found: Found,
         addresses: Addresses,
+        asking: PodObject,
     ) -> None:
-        self._pod, self._policy, self._wish, self._found = pod, policy, wish, found
+        self._pod, self._asking, self._policy = pod, asking, policy
+        self._wish, self._found = wish, found
         self._addresses = addresses
         self._envs: dict[str, Env] = {}
         self._volumes = Volumes(
@@ -265,7 +277,7 @@ class _Making:
                 return workload
             demand = self._wish.demand
             if self._wish.split and len(containers) > 1:
-                demand = wish_of(self._pod, self._policy, container=group[0]["name"]).demand
+                demand = wish_of(self._asking, self._policy, container=group[0]["name"]).demand
             ports = len(all_ports(workload))
             wanted = replace(demand.requirements, ports=ports, disk_gib=workload.disk_gib)
             machine = Machine(

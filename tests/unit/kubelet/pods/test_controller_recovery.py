@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from gp4u.kube import paths
 from gp4u.model import Demand, Requirements, Workload
 from gp4u.rentals.rental import RentalState
 from gp4u.sim.faults import Rule
 from tests.kube_api import Cut
-from tests.unit.kubelet.cluster import Cluster, by, gpu_pod, told
+from tests.unit.kubelet.cluster import Cluster, by, gpu_pod, told, with_policy
 
 
 def restarts(cluster: Cluster, name: str = "a") -> int:
@@ -220,6 +221,35 @@ def test_a_running_pod_is_not_failed_for_what_the_operator_changed(tmp_path: Pat
             await asyncio.sleep(60)
             assert cluster.is_ready("a")
             assert restarts(cluster) == 0
+
+    told(tale, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["the node allows it no more", "the pod asks for one machine"])
+def test_a_split_pod_keeps_its_machines_whatever_was_changed(change: str, tmp_path: Path) -> None:
+    """They are paid for and serve; how the next pod is placed is another matter."""
+    two = [{"name": "one"}, {"name": "two", "ports": [{"containerPort": 9000}]}]
+    asked = {"gp4u.io/containers": "split", "gp4u.io/max-price": "9"}
+
+    async def tale(cluster: Cluster) -> None:
+        with_policy(cluster, allow_split=True)
+        async with cluster.node() as node:
+            cluster.create("a", containers=two, annotations=asked)
+            await cluster.until_ready("a")
+            before = {rental.key for rental in await node.rentals()}
+        if change == "the node allows it no more":
+            with_policy(cluster, allow_split=False, max_price_usd_per_hour=5.0)
+        else:
+            native = {"metadata": {"annotations": {"gp4u.io/containers": "native"}}}
+            cluster.api.change(paths.pod("default", "a"), native)
+        async with cluster.node(seed=2) as node:
+            await asyncio.sleep(120)
+            assert cluster.is_ready("a")
+            assert {rental.key for rental in await node.rentals()} == before
+            assert len(cluster.market.live) == 2
+            cluster.delete("a")
+            await cluster.until("gone")
+            await cluster.until_nothing_costs()
 
     told(tale, tmp_path)
 
