@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from gp4u.errors import (
     BadInput,
     BudgetRefused,
+    CalledOff,
     CircuitBreakerOpen,
     LedgerUnusable,
     NothingFits,
@@ -90,8 +91,10 @@ def after_rent(
     slot = replace(slot, renting=False)
     if isinstance(outcome, Rental):
         return replace(slot, rental=outcome, why=CREATING), ()
+    if isinstance(outcome, CalledOff):
+        return slot, ()  # what that means is read from the ledger, as of any machine
     if slot.rental is not None and not slot.rental.is_live:
-        slot = replace(slot, settled=slot.rental.key)
+        slot = replace(slot, settled=slot.rental.key, replace=False)
     match outcome:
         case Withdrawn() | OwnerHasRental():
             return slot, ()

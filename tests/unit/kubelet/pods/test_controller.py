@@ -301,6 +301,34 @@ def test_a_changed_image_gets_another_machine_where_that_is_allowed(tmp_path: Pa
     told(tale, tmp_path)
 
 
+def change_image(cluster: Cluster, name: str, image: str) -> None:
+    """Have a pod run another image, as a user does."""
+    pod = cluster.pod(name)
+    assert pod is not None
+    pod["spec"]["containers"][0]["image"] = image
+    cluster.api.change(paths.pod("default", name), {"spec": pod["spec"]})
+
+
+def test_an_image_changed_in_mid_rent_costs_one_more_machine_and_no_third(tmp_path: Path) -> None:
+    """The first one runs the old image, so it is let go as soon as it is known."""
+    slow = Rule(kind="latency", endpoint="create", seconds=20.0)
+
+    async def tale(cluster: Cluster) -> None:
+        async with cluster.node() as node:
+            cluster.create("a")
+            await asyncio.sleep(5)
+            (rental,) = await node.rentals()
+            assert rental.state is RentalState.INTENDED
+            change_image(cluster, "a", "busybox:2")
+            await cluster.until_ready("a")
+            await asyncio.sleep(60)
+            first, second = await node.rentals()
+            assert (first.reason, second.workload.image) == ("pod_replaced", "busybox:2")
+            assert "RentFailed" not in cluster.reasons("a")
+
+    told(tale, tmp_path, rules=[slow])
+
+
 def test_a_split_pod_has_a_machine_for_each_container(tmp_path: Path) -> None:
     """Each is rented, ends and is released by itself; the pod is Ready when all are."""
     two = [{"name": "one"}, {"name": "two", "ports": [{"containerPort": 9000}]}]

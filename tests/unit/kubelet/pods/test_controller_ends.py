@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gp4u.rentals.rental import RentalState
+from gp4u.sim.faults import Rule
 from tests.unit.kubelet.cluster import Cluster, by, told, with_policy
 
 
@@ -265,6 +266,25 @@ def test_a_person_who_releases_a_pods_machine_fails_the_pod(tmp_path: Path) -> N
             assert len(await node.rentals()) == 1
 
     told(tale, tmp_path)
+
+
+def test_a_person_who_releases_it_in_mid_rent_fails_the_pod_too(tmp_path: Path) -> None:
+    """Whoever did that did not want another one instead."""
+    slow = Rule(kind="latency", endpoint="create", seconds=20.0)
+
+    async def tale(cluster: Cluster) -> None:
+        async with cluster.node() as node:
+            cluster.create("a")
+            await asyncio.sleep(5)
+            (rental,) = await node.rentals()
+            assert rental.state is RentalState.INTENDED
+            await node.app.broker.call_off(rental.key, reason="asked by a person")
+            await cluster.until("Failed", within_s=60)
+            assert cluster.status("a")["reason"] == "InstanceReleased"
+            await cluster.until_nothing_costs(within_s=120)
+            assert len(await node.rentals()) == 1
+
+    told(tale, tmp_path, rules=[slow])
 
 
 def test_owners_of_failing_pods_have_to_wait(tmp_path: Path) -> None:
