@@ -74,6 +74,10 @@ class Hiring:
             )
         )
 
+    def withdraw(self, suffix: str) -> None:
+        """Call off the rent for one slot, as long as nothing was sent for it."""
+        self._lane.withdraw(self._now.owner(suffix))
+
     def _hear(self, suffix: str, progress: Progress) -> None:
         """Take over what a rent tells on its way."""
         slot = self._now.slot(suffix)

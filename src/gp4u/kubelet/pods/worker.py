@@ -445,15 +445,20 @@ class Worker:
             self._ignore("resources", News("Warning", "ResizeInfeasible", text))
         if images_of(self._now.pod) == self._now.memory.images:
             return
-        if wish is None or wish.on_loss is not OnLoss.RERENT:
+        has_machine = any(slot.is_held or slot.had_run for slot in self._now.slots)
+        if has_machine and (wish is None or wish.on_loss is not OnLoss.RERENT):
             text = (
                 "the image changed, and the machine goes on with the old one: "
                 "gp4u.io/on-loss: rerent allows another machine"
             )
             self._ignore("images", News("Warning", "ImageChangeIgnored", text))
             return
-        text = "the image changed: the machine is replaced by another one that runs it"
-        self._now.tell(News("Normal", "Killing", text))
+        if has_machine:
+            text = "the image changed: the machine is replaced by another one that runs it"
+            self._now.tell(News("Normal", "Killing", text))
+        for slot in self._now.slots:
+            if slot.renting and not slot.is_held:
+                self._hiring.withdraw(slot.suffix)  # it would rent for the old one
         slots = tuple(replace(slot, replace=slot.is_held) for slot in self._now.slots)
         self._now.change(slots=slots, images=images_of(self._now.pod), stale=True)
 

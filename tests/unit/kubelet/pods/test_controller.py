@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from gp4u.kube import paths
-from gp4u.model import Demand
+from gp4u.model import Demand, Requirements
 from gp4u.rentals.rental import RentalState
 from gp4u.sim.faults import Rule
 from tests.unit.kubelet.cluster import Cluster, by, gpu_pod, told, with_policy
@@ -327,6 +330,31 @@ def test_an_image_changed_in_mid_rent_costs_one_more_machine_and_no_third(tmp_pa
             assert "RentFailed" not in cluster.reasons("a")
 
     told(tale, tmp_path, rules=[slow])
+
+
+@pytest.mark.parametrize("owner", [None, by("ReplicaSet")])
+def test_an_image_changed_before_its_turn_to_rent_is_the_one_that_runs(
+    owner: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    """Nothing was sent for the pod yet, so nothing is replaced."""
+    slow = Rule(kind="latency", endpoint="create", seconds=20.0)
+
+    async def tale(cluster: Cluster) -> None:
+        with_policy(cluster, defaults=Demand(requirements=Requirements(disk_gib=16)))
+        async with cluster.node() as node:
+            for number in range(10):
+                cluster.create(f"b-{number}")
+            await asyncio.sleep(2)
+            cluster.create("a", owner=owner)
+            await asyncio.sleep(1)
+            change_image(cluster, "a", "busybox:2")
+            await cluster.until_ready("a")
+            uid = (cluster.pod("a") or {})["metadata"]["uid"]
+            found = [r.workload.image for r in await node.rentals() if r.owner == f"pod:{uid}"]
+            assert found == ["busybox:2"]
+            assert not {"Killing", "ImageChangeIgnored"} & set(cluster.reasons("a"))
+
+    told(tale, tmp_path, rules=[slow], offers=300)
 
 
 def test_a_split_pod_has_a_machine_for_each_container(tmp_path: Path) -> None:
