@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from gp4u.kubelet.held import Ended, PodObject
 from gp4u.kubelet.logs.store import Ending as Marker
-from gp4u.kubelet.spec.annotations import Wish
+from gp4u.kubelet.spec.annotations import PREFIX, Wish
 from gp4u.kubelet.spec.workload import Machine
 from gp4u.model import Demand, RentalKey, Workload
 from gp4u.rentals.rental import Rental
@@ -159,6 +159,8 @@ class Memory(Struct, frozen=True, kw_only=True):
     images: tuple[str, ...] = ()
     """Of the containers that the machines were prepared for."""
     resources: tuple[Any, ...] = ()
+    asked: Mapping[str, str] = {}
+    """Our annotations, as the machines were prepared by them."""
     stale: bool = False
     """Whether the pod has changed so that its machines must be prepared anew."""
     provisional: bool = False
@@ -235,6 +237,12 @@ def images_of(pod: PodObject) -> tuple[str, ...]:
 def resources_of(pod: PodObject) -> tuple[Any, ...]:
     """Return what its containers ask for."""
     return tuple(each.get("resources") for each in pod["spec"]["containers"])
+
+
+def asked_of(pod: PodObject) -> dict[str, str]:
+    """Return its annotations that ask something of us."""
+    annotations = pod["metadata"].get("annotations") or {}
+    return {name: text for name, text in annotations.items() if name.startswith(PREFIX)}
 
 
 def recalled(pod: PodObject, machine: Machine, rental: Rental | None) -> Slot:

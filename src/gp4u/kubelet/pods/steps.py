@@ -17,7 +17,15 @@ from msgspec import Struct
 
 from gp4u.kubelet.held import PodObject
 from gp4u.kubelet.pods import loss
-from gp4u.kubelet.pods.memory import Memory, Outcome, Slot, images_of, is_terminal, resources_of
+from gp4u.kubelet.pods.memory import (
+    Memory,
+    Outcome,
+    Slot,
+    asked_of,
+    images_of,
+    is_terminal,
+    resources_of,
+)
 from gp4u.model import InstanceState
 from gp4u.rentals.rental import RentalState
 
@@ -213,4 +221,6 @@ def _wants_other(pod: PodObject, memory: Memory, *, renting: bool) -> bool:
         return False
     if images_of(pod) != memory.images and "images" not in memory.ignored:
         return True
-    return renting and resources_of(pod) != memory.resources and "resources" not in memory.ignored
+    if not renting:
+        return asked_of(pod) != memory.asked
+    return resources_of(pod) != memory.resources and "resources" not in memory.ignored

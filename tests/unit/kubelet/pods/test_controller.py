@@ -127,6 +127,25 @@ def test_a_pod_without_an_offer_waits_and_says_why(tmp_path: Path) -> None:
     told(tale, tmp_path)
 
 
+def test_a_waiting_pod_that_asks_for_less_is_rented_for(tmp_path: Path) -> None:
+    """Its Event says which bound to loosen, and `kubectl annotate` does that."""
+
+    async def tale(cluster: Cluster) -> None:
+        async with cluster.node() as node:
+            cluster.create("a", annotations={"gp4u.io/max-price": "0.0001"})
+            await cluster.until_true(lambda: "NoOffer" in cluster.reasons("a"))
+            asked = {"metadata": {"annotations": {"gp4u.io/max-price": "5"}}}
+            cluster.api.change(paths.pod("default", "a"), asked)
+            await cluster.until_ready("a")
+            asked = {"metadata": {"annotations": {"gp4u.io/max-price": "nonsense"}}}
+            cluster.api.change(paths.pod("default", "a"), asked)
+            await asyncio.sleep(60)
+            assert cluster.is_ready("a")
+            assert len(await node.rentals()) == 1
+
+    told(tale, tmp_path)
+
+
 def test_a_pod_whose_gpus_no_machine_has_is_told_what_would_do(tmp_path: Path) -> None:
     """L4: the market leaves such machines out of its answer, so there is nothing to explain by."""
 

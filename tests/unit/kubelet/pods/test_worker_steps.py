@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from gp4u.kubelet.held import Ended
-from gp4u.kubelet.pods.memory import Memory, Outcome, Slot, images_of, resources_of
+from gp4u.kubelet.pods.memory import Memory, Outcome, Slot, asked_of, images_of, resources_of
 from gp4u.kubelet.pods.steps import (
     Acknowledge,
     Action,
@@ -46,6 +46,7 @@ def known(*slots: Slot, **members: Any) -> Memory:
         slots=slots,
         images=images_of(POD),
         resources=resources_of(POD),
+        asked=asked_of(POD),
         **members,
     )
 
