@@ -307,6 +307,8 @@ class Worker:
         noticed = beside.noticed(slot, rental, self._rules(rental), signs, at=at, now_s=now_s)
         self._now.put(noticed.slot)
         self._now.tell(*noticed.news)
+        if slot.is_held and not rental.is_live:
+            self._now.change(provisional=True)  # what was brought to it may be out of date by now
         if noticed.lost is None:
             return
         ending, wish = noticed.lost, self._now.memory.wish

@@ -183,6 +183,26 @@ def test_a_bare_pod_gets_another_machine(tmp_path: Path) -> None:
     told(tale, tmp_path)
 
 
+def test_another_machine_is_given_what_the_pod_names_by_then(tmp_path: Path) -> None:
+    """A kubelet reads it at each start; a token of an hour ago would open nothing any more."""
+    path = "/api/v1/namespaces/default/configmaps/c"
+    config = {"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"MODE": "old"}}
+
+    async def tale(cluster: Cluster) -> None:
+        cluster.api.add(config)
+        async with cluster.node():
+            cluster.create("a", containers=[{"envFrom": [{"configMapRef": {"name": "c"}}]}])
+            await cluster.until_ready("a")
+            cluster.api.change(path, {"data": {"MODE": "new"}})
+            await cluster.market.world.destroy(cluster.market.live[0])
+            await cluster.until_true(lambda: not cluster.is_ready("a"), within_s=120)
+            await cluster.until_ready("a")
+            launched = [each.launch for each in cluster.market.programs.running.values()]
+            assert [launch.env["MODE"] for launch in launched] == ["old", "new"]
+
+    told(tale, tmp_path)
+
+
 @pytest.mark.parametrize("policy", ["Never", "OnFailure"])
 def test_a_job_that_may_move_gets_another_machine(policy: str, tmp_path: Path) -> None:
     """Its run did not end, it was cut off: the pod has not failed by that."""
