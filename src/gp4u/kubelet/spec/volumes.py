@@ -55,8 +55,8 @@ class Mounts(Struct, frozen=True, kw_only=True):
     files: tuple[File, ...] = ()
     directories: tuple[str, ...] = ()
     """Of emptyDirs; those that every image has are left out."""
-    shared: Mapping[str, str] = {}
-    """Name of an emptyDir to where it is mounted."""
+    shared: tuple[tuple[str, str, str], ...] = ()
+    """Of each mounted emptyDir: its name, what lies below its root, and where that is mounted."""
     notices: tuple[Notice, ...] = ()
 
 
@@ -102,7 +102,7 @@ class Volumes:
         """Return what a container mounts; `gather` first. `env` is what `subPathExpr` sees."""
         files: dict[str, File] = {}
         directories: list[str] = []
-        shared: dict[str, str] = {}
+        shared: list[tuple[str, str, str]] = []
         notices = dict(self._notices)
         for place, mount in enumerate(container.get("volumeMounts") or ()):
             if mount["name"] not in self._mounted:
@@ -116,7 +116,7 @@ class Volumes:
                 return below
             _, volume = self._mounted[mount["name"]]
             if is_empty_dir(volume):
-                shared[mount["name"]] = posixpath.join(at, below)
+                shared.append((mount["name"], below, at))
                 if at not in _ALWAYS_THERE:
                     directories.append(at)
                 continue
@@ -128,7 +128,7 @@ class Volumes:
         return Mounts(
             files=tuple(files.values()),
             directories=tuple(dict.fromkeys(directories)),
-            shared=shared,
+            shared=tuple(shared),
             notices=tuple(notices),
         )
 

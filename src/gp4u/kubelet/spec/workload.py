@@ -12,6 +12,7 @@ what each market does with a workload is its adapter's.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -454,19 +455,28 @@ def _expanded(words: Sequence[str] | None, env: Env) -> tuple[str, ...]:
 def _together(every: Sequence[tuple[str, Mounts]]) -> tuple[File, ...] | Refusal:
     """Return the files of containers that share one container's disk, each once."""
     files: dict[str, File] = {}
-    places: dict[str, str] = {}
+    places: list[tuple[str, str, str]] = []
     for where, mounts in every:
         for file in mounts.files:
             if files.setdefault(file.path, file) != file:
                 told = f"{where}.volumeMounts: {file.path} is another file for the main container"
                 return Refusal(INVALID_MOUNT, f"{told}, and both run in one")
-        for name, path in mounts.shared.items():
-            if places.setdefault(name, path) != path:
-                told = (
-                    f"{where}.volumeMounts: {name!r} is at {path}, and at {places[name]} elsewhere"
-                )
+        for mount in mounts.shared:
+            other = next((each for each in places if not _agree(each, mount)), None)
+            if other is not None:
+                name, _, at = mount
+                told = f"{where}.volumeMounts: {name!r} is at {at}, and at {other[2]} elsewhere"
                 return Refusal(INVALID_MOUNT, f"{told}; both run in one container: use one path")
+            places.append(mount)
     return tuple(files.values())
+
+
+def _agree(one: tuple[str, str, str], other: tuple[str, str, str]) -> bool:
+    """Tell whether two mounts show what they have in common of a volume at the same place."""
+    (name, above, at), (of, below, there) = sorted((one, other), key=lambda each: len(each[1]))
+    if name != of or (above and not f"{below}/".startswith(f"{above}/")):
+        return True
+    return posixpath.join(at, below[len(above) :].lstrip("/")).rstrip("/") == there
 
 
 def _probed(container: Mapping[str, Any]) -> list[int]:

@@ -201,7 +201,7 @@ def test_an_empty_dir_is_a_directory_and_has_no_files() -> None:
     answer = mounted({"emptyDir": {}}, {"mountPath": "/cache", "subPath": "x"})
     assert isinstance(answer, Mounts)
     assert (answer.files, answer.directories) == ((), ("/cache",))
-    assert answer.shared == {"v": "/cache/x"}
+    assert answer.shared == (("v", "x", "/cache"),)
     shm = mounted({"emptyDir": {"medium": "Memory"}}, {"mountPath": "/dev/shm"})  # noqa: S108 - theirs
     assert isinstance(shm, Mounts)
     assert shm.directories == ()

@@ -230,6 +230,36 @@ def test_an_init_container_that_sees_the_disk_otherwise_is_refused() -> None:
     assert "/etc/x/k" in refused(pod(of, initContainers=[first], volumes=volumes), known)
 
 
+@pytest.mark.parametrize(
+    ("first", "main", "fits"),
+    [
+        ([("/m", "m")], [("/m", "m"), ("/c", "c")], True),
+        ([("/c", "c"), ("/m", "m")], [("/m", "m"), ("/c", "c")], True),
+        ([("/w", "")], [("/w/m", "m")], True),
+        ([("/w", "")], [("/m", "m")], False),
+        ([("/w", ""), ("/c", "c")], [("/m", "m"), ("/c", "c")], False),
+        ([("/a", "b")], [("/a/b", "")], False),
+        ([], [("/w", ""), ("/x", "")], False),
+        ([("/m", "m")], [("/mm", "mm")], True),
+    ],
+)
+def test_parts_of_a_directory_are_where_all_containers_of_a_machine_see_them(
+    first: list[tuple[str, str]], main: list[tuple[str, str]], fits: bool
+) -> None:
+    """What one writes there the other has to find, whatever the order of the mounts."""
+
+    def mounts(places: list[tuple[str, str]]) -> list[dict[str, str]]:
+        return [{"name": "work", "mountPath": at, "subPath": below} for at, below in places]
+
+    fetch = {"name": "fetch", "image": "ozzu/june:1", "command": ["fetch"]}
+    body = pod(
+        container(volumeMounts=mounts(main)),
+        initContainers=[{**fetch, "volumeMounts": mounts(first)}],
+        volumes=[{"name": "work", "emptyDir": {}}],
+    )
+    assert isinstance(answer(body), Prepared) is fits
+
+
 def test_files_need_a_command_since_the_images_own_is_not_known() -> None:
     """What stands around a program has to start it."""
     of = container(command=None, volumeMounts=[{"name": "v", "mountPath": "/v"}])
