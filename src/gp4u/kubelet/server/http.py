@@ -114,6 +114,8 @@ class Connection:
         self._reader, self._writer = reader, writer
         self._handle, self._limits = handle, limits
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
+        self._only_head = False
+        """Whether the request in hand is a HEAD: its reply has no body, whatever it says."""
         self.is_idle = True
         self.since_s = asyncio.get_running_loop().time()
 
@@ -192,6 +194,7 @@ class Connection:
         Raises:
             h11.RemoteProtocolError: it cannot be read, or could be read in two ways.
         """
+        self._only_head = False
         event = self._http.next_event()
         if event is h11.NEED_DATA and not self._http.trailing_data[0]:
             try:
@@ -209,6 +212,7 @@ class Connection:
             raise h11.RemoteProtocolError("slow", error_status_hint=408) from None
         if not isinstance(event, h11.Request):
             return None
+        self._only_head = event.method == b"HEAD"
         names = {name for name, _ in event.headers}
         if b"content-length" in names and b"transfer-encoding" in names:
             raise h11.RemoteProtocolError("two framings of one body", error_status_hint=400)
@@ -253,7 +257,7 @@ class Connection:
         if isinstance(reply.body, bytes):
             length = ("Content-Length", str(len(reply.body)))
             pieces = [*self._head(reply, length)]
-            if reply.body:
+            if reply.body and not self._only_head:
                 pieces += self._http.send_with_data_passthrough(h11.Data(data=reply.body)) or []
             pieces += self._http.send_with_data_passthrough(h11.EndOfMessage()) or []
             self._writer.writelines(pieces)

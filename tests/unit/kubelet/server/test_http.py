@@ -120,6 +120,26 @@ async def test_what_cannot_be_read_is_answered_and_cut_off(sent: bytes, status: 
     assert got.startswith(b"HTTP/1.1 %d " % status)
 
 
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        (b"", 200),
+        (b"Content-Length: 5\r\n", 408),
+        (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
+    ],
+)
+async def test_a_head_is_answered_without_a_body(more: bytes, status: int) -> None:
+    """Nor can a bad one, which needs no name to be sent, end the port for everybody."""
+    async with serving(hello, QUICK) as listener:
+        both = await ask(listener, b"HEAD /x HTTP/1.1\r\nHost: n\r\n\r\nnonsense\r\n\r\n")
+        got = await ask(listener, b"HEAD /x HTTP/1.1\r\nHost: n\r\n" + more + b"\r\n")
+        after = await ask(listener, b"GET /y HTTP/1.1\r\nHost: n\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 %d " % status)
+    assert got.endswith(b"\r\n\r\n")
+    assert both.endswith(b"\r\n\r\nbad request\n")
+    assert after.endswith(b"GET /y None ")
+
+
 async def test_a_silent_connection_is_closed() -> None:
     """Connections that never ask must not use up the descriptors (S14)."""
     async with serving(hello, QUICK) as listener:
