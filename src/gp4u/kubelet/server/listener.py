@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+import structlog
+
 from gp4u.errors import BadInput
 from gp4u.kubelet.server.http import PIECE_BYTES, Connection, Handler, Limits
 
@@ -121,6 +123,8 @@ class Listener:
             connection = Connection(reader, writer, self._handle, self._limits)
             self._open[raw] = connection
             await connection.run()
+        except Exception:  # noqa: BLE001 - a connection's bug must not become the node's end
+            structlog.get_logger().exception("kubelet_connection_failed")
         finally:
             del self._open[raw]
             (raw if transport is None else transport).close()

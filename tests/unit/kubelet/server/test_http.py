@@ -192,6 +192,21 @@ async def test_a_bug_in_one_request_is_not_another_ones() -> None:
     assert b"ZeroDivision" not in got
 
 
+async def test_a_bug_in_a_connection_that_was_taken_over_is_not_another_ones() -> None:
+    """A command that breaks in a way nobody thought of must not take the node along."""
+
+    async def serve(upgrade: Upgrade) -> None:
+        raise ZeroDivisionError(upgrade.path)
+
+    async def handle(request: Request) -> Reply | Takeover:
+        return Takeover(serve) if request.path == "/exec" else await hello(request)
+
+    async with serving(handle) as listener:
+        assert await ask(listener, b"GET /exec HTTP/1.1\r\nHost: n\r\n\r\n") == b""
+        got = await ask(listener, b"GET /x HTTP/1.0\r\n\r\n")
+    assert got.endswith(b"GET /x None ")
+
+
 async def test_a_client_that_leaves_ends_its_reply_within_a_second() -> None:
     """`kubectl logs -f` ends by Ctrl-C; a follower that is left asks a market for ever (K18)."""
     ended = asyncio.Event()
