@@ -132,7 +132,8 @@ def context_of(pair: Pair, client_ca: bytes | None) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_TICKET
     _load(context, pair)
     if client_ca is not None:
-        context.load_verify_locations(cadata=client_ca.decode("ascii", "replace"))
+        # Outside of the blocks people write what they like; OpenSSL takes ASCII only.
+        context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
         context.verify_mode = ssl.CERT_OPTIONAL
     return context
 

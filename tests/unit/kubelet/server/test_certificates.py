@@ -464,3 +464,24 @@ def test_a_client_ca_file_is_read_again(tmp_path: Path) -> None:
         await beside(work, trust.run())
 
     run_virtual(inside)
+
+
+def test_a_client_ca_may_have_comments_in_any_language(tmp_path: Path) -> None:
+    """Bundles name their certificates between the blocks; that must not keep everybody out."""
+    file = tmp_path / "ca.crt"
+    file.write_bytes("# Autorité de certification\n".encode() + CA.pem)
+
+    async def inside() -> None:
+        trust = ClientTrust(None, file=file, random=Random(1))
+        certificates = Certificates(
+            None,
+            node_name="n1",
+            address=lambda: "10.0.0.7",
+            trust=trust,
+            clock=VirtualClock(),
+            random=Random(1),
+        )
+        assert await trust.read()
+        assert len(certificates.context().get_ca_certs()) == 1
+
+    run_virtual(inside)
