@@ -124,7 +124,9 @@ class Logs:
         problem = _absence(held, state, previous=asked.previous)
         if problem:
             return told(400, problem)
-        trouble = await self._store.look(held, state.name, tail=asked.tail_lines or FIRST_LINES)
+        # Few lines would be all that is ever known of what came before them.
+        tail = max(asked.tail_lines or 0, FIRST_LINES)
+        trouble = await self._store.look(held, state.name, tail=tail)
         run = self._run(held, state, previous=asked.previous)
         if trouble and (run is None or not run.end):
             where = f'the log of container "{state.name}" in pod "{held.name}"'
