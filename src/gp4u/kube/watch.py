@@ -115,16 +115,19 @@ class Informer:
         loop = asyncio.get_running_loop()
         while True:
             began, error = loop.time(), None
+            lists = self._version is None
             try:
                 heard = await self._follow(self._version or await self._list())
                 if heard or loop.time() - began >= SHORT_S:
                     self._hear()
                     continue
-            except KubeGone:
-                self._version = None
-                continue
             except KubeError as failure:
                 error = failure
+            if isinstance(error, KubeGone):
+                self._version = None
+                # Of what was listed a moment ago, it says that the next list fares no better.
+                if not lists or loop.time() - began >= SHORT_S:
+                    continue
             if self.trouble and isinstance(error, KubeUnavailable):
                 # An outage, not a cut. A server that comes back may have been restored from a
                 # backup, and then has no event for who asks to go on from its former future.

@@ -277,6 +277,23 @@ def test_watches_that_end_at_once_do_not_spin() -> None:
     run_virtual(life)
 
 
+def test_lists_that_are_too_old_at_once_do_not_spin() -> None:
+    """A server that answers each watch with 410 must not be listed for as fast as it can."""
+
+    async def life() -> None:
+        api = KubeApi()
+        gone = api.fail("watch", "pods", 410, times=500)
+        async with following(api) as (informer, _):
+            await asyncio.sleep(60)
+            assert 12 <= informer.relists <= 40
+            gone.lift()
+            api.add(pod("late"))
+            await asyncio.sleep(5)
+            assert held(informer) == there(api)
+
+    run_virtual(life)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_happens_it_ends_with_what_the_server_has(seed: int) -> None:
     """The law: any order of changes, cuts, outages and compactions converges (K1-K5, K7).
