@@ -170,12 +170,19 @@ class OneShot(Session):
         self._container = container
         self._input = bytearray()
         self._has_input, self._is_over = asyncio.Event(), asyncio.Event()
+        self._too_much: Refused | None = None
         self._code: int | None = None
 
     async def output(self) -> AsyncIterator[tuple[Stream, bytes]]:
-        """Run it once its input is whole, and yield what it wrote."""
+        """Run it once its input is whole, and yield what it wrote.
+
+        Raises:
+            Refused: its input was more than can be kept.
+        """
         try:
             await self._has_input.wait()
+            if self._too_much is not None:
+                raise self._too_much
             ended: Finished = await self._provider.exec(
                 self._instance_id,
                 self._command,
@@ -199,8 +206,10 @@ class OneShot(Session):
         """
         self._input += data
         if len(self._input) > ONE_SHOT_INPUT:
-            slug = self._provider.spec.slug
-            raise Refused(slug, "exec", f"takes at most {ONE_SHOT_INPUT} bytes of input")
+            detail = f"takes at most {ONE_SHOT_INPUT} bytes of input"
+            self._too_much = Refused(self._provider.spec.slug, "exec", detail)
+            self._has_input.set()  # whoever reads the output must not wait for an end of the input
+            raise self._too_much
 
     async def end_input(self) -> None:
         """Let it run."""

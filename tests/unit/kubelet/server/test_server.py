@@ -26,6 +26,7 @@ from gp4u.kubelet.server.auth import Reviewer
 from gp4u.kubelet.server.certificates import Certificates
 from gp4u.kubelet.server.server import KubeletServer
 from gp4u.kubelet.server.trust import ClientTrust
+from gp4u.kubelet.server.ways_in import ONE_SHOT_INPUT
 from gp4u.model import Endpoint
 from gp4u.providers.contract import Ability, Finished
 from tests.kube_api import KubeApi
@@ -357,6 +358,15 @@ async def test_a_market_that_only_runs_to_the_end_serves_exec_too(tmp_path: Path
         assert b"no terminals" in heard[3]
 
 
+async def test_input_that_a_market_cannot_take_is_refused_in_words(tmp_path: Path) -> None:
+    """`kubectl cp` of a large file must not hang where a market only runs to the end."""
+    async with serving(tmp_path) as port, asyncio.timeout(20):
+        typed = b"x" * (ONE_SHOT_INPUT + 1)
+        heard = await _exec(port, "/exec/default/june/stt?command=cat&input=1&output=1", typed)
+    assert f"at most {ONE_SHOT_INPUT} bytes" in heard[3].decode()
+    assert port.market.commands == []
+
+
 @pytest.mark.parametrize("can", [Ability.SHELL, Ability.EXEC])
 async def test_a_command_goes_into_the_container_that_is_named(
     tmp_path: Path, can: Ability
@@ -370,7 +380,7 @@ async def test_a_command_goes_into_the_container_that_is_named(
         assert port.market.into == ["tts", None]
 
 
-async def _exec(port: Port, path: str) -> dict[int, bytes]:
+async def _exec(port: Port, path: str, typed: bytes = b"") -> dict[int, bytes]:
     """Run a command over a v5 WebSocket, and return what came by channel."""
     heard: dict[int, bytes] = {1: b"", 2: b"", 3: b""}
     async with connect(
@@ -380,6 +390,8 @@ async def _exec(port: Port, path: str) -> dict[int, bytes]:
         proxy=None,
     ) as socket:
         try:
+            for at in range(0, len(typed), 32 * 1024):
+                await socket.send(b"\0" + typed[at : at + 32 * 1024])
             async for message in socket:
                 assert isinstance(message, bytes)
                 heard[message[0]] += message[1:]
