@@ -157,6 +157,8 @@ class Logs:
     def _run(self, held: Held, state: ContainerState, *, previous: bool) -> RunLog | None:
         """Return the log of the newest run that began, or of the one before it."""
         runs = self._store.runs(held.uid, state.name)
+        if state.run is Run.WAITING and len(runs) > 1 and not (runs[-1].end or runs[-1].is_over):
+            runs = runs[:-1]  # of a machine that is made ready
         # While a container waits for its next run, the newest log is of the run before that.
         place = 2 if previous and state.run is not Run.WAITING else 1
         return runs[-place] if len(runs) >= place else None
