@@ -115,7 +115,11 @@ class Certificates:
             BadInput: the files are named, and cannot be used.
         """
         if self._files is not None:
-            self._read_files(self._files)
+            try:
+                self._read_files(self._files)
+            except OSError as error:
+                file, why = str(error.filename), f"cannot be read: {error.strerror}"
+                raise BadInput("certificate", file, why) from error
         elif not self._take_saved():
             self._sign_ourselves()
 

@@ -406,6 +406,9 @@ def test_files_that_cannot_be_used_stop_the_start(tmp_path: Path) -> None:
     certificates = certificates_of(None, files=(tmp_path / "crt", tmp_path / "key"))
     with pytest.raises(BadInput, match="belong"):
         certificates.begin()
+    (tmp_path / "key").unlink()
+    with pytest.raises(BadInput, match=r"key.* cannot be read: No such file"):
+        certificates.begin()
 
 
 def test_the_client_ca_is_the_clusters_own() -> None:
