@@ -24,6 +24,7 @@ from gp4u.clock import Clock
 from gp4u.errors import Gp4uError, Refused
 from gp4u.kubelet.held import Held, Pods, Run
 from gp4u.kubelet.server.ways_in import WaysIn
+from gp4u.kubelet.streams.closing import close
 from gp4u.providers.bootstrap import PID_FILE
 from gp4u.providers.session import Stream
 
@@ -156,7 +157,7 @@ class Sampler:
                     output += data
             return output
         finally:
-            await session.aclose()
+            await close(session)
 
 
 def keys_of(held: Held) -> dict[str, Key]:

@@ -32,6 +32,7 @@ from gp4u.kubelet.server.sampling import Sampler
 from gp4u.kubelet.server.stats import Usage, own_usage, resource_text, summary
 from gp4u.kubelet.server.trust import ClientTrust
 from gp4u.kubelet.server.ways_in import Watching, WaysIn, state_of, waits
+from gp4u.kubelet.streams.closing import close
 from gp4u.kubelet.streams.port_forward import serve_port_forward
 from gp4u.kubelet.streams.remote_command import serve_attach, serve_exec
 from gp4u.kubelet.streams.upgrade import Upgrade
@@ -249,7 +250,7 @@ class KubeletServer:
                     async for _, data in session.output():
                         output = (output + data)[:RUN_BYTES]
                 finally:
-                    await session.aclose()
+                    await close(session)
         except TimeoutError:
             return told(504, f"it did not end within {RUN_S:g} s")
         except (Gp4uError, OSError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,8 @@ from gp4u.kubelet.server.stats import Usage, own_usage, resource_text, summary
 from gp4u.kubelet.server.ways_in import WaysIn
 from gp4u.providers.bootstrap import PID_FILE
 from gp4u.providers.contract import Ability, Finished
-from tests.unit.kubelet.shown import Node, Shown, held, rental, state
+from gp4u.providers.session import Stream
+from tests.unit.kubelet.shown import Echo, Node, Shown, held, rental, state
 from tests.virtual_loop import VirtualClock, run_virtual
 
 AT = datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC)
@@ -166,6 +167,37 @@ def test_a_machine_that_does_not_answer_is_asked_less() -> None:
                     await asyncio.sleep(60)
                 task.cancel()
             assert len(market.commands) <= most
+
+    run_virtual(inside)
+
+
+class Vanished(Echo):
+    """A command on a machine that is gone: it says nothing, and answers no farewell."""
+
+    async def output(self) -> AsyncIterator[tuple[Stream, bytes]]:
+        await asyncio.Event().wait()
+        yield Stream.OUT, b""
+
+    async def aclose(self) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_machine_that_vanished_does_not_end_the_sampling() -> None:
+    """All the others would show their last figures for ever."""
+
+    async def inside() -> None:
+        market = Shown(can=Ability.SHELL)
+        market.session = Vanished()
+        sampler = sampler_of(market, Node(held(of=rental())))
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(sampler.run())
+            sampler.samples()
+            await asyncio.sleep(120)
+            market.session = Echo(TOLD.stdout)
+            sampler.samples()
+            await asyncio.sleep(120)
+            assert len(sampler.samples()) == 1
+            task.cancel()
 
     run_virtual(inside)
 
