@@ -134,6 +134,7 @@ class Connection:
 
     def close(self) -> None:
         """End it as soon as what was written has left."""
+        self.is_idle = False  # it makes room once only, however long its peer takes to agree
         self._writer.close()
 
     async def _one(self, wait_s: float) -> bool:

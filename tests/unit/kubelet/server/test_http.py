@@ -175,6 +175,25 @@ async def test_a_newcomer_takes_the_place_of_an_idle_connection() -> None:
     assert got.startswith(b"HTTP/1.1 200 ")
 
 
+async def test_an_idle_connection_makes_room_for_one_newcomer_only() -> None:
+    """One whose peer does not agree to its end is open for a while: that must not lift the cap."""
+    async with serving(hello, Limits(connections=2)) as listener:
+        assert listener.address is not None
+        waiting = [await connect(listener) for _ in range(2)]
+        await until(lambda: idle(listener) == 2)
+        for _, writer in waiting:
+            assert isinstance(writer.transport, asyncio.Transport)
+            writer.transport.pause_reading()
+        newcomers = [await asyncio.open_connection(*listener.address) for _ in range(8)]
+        for reader, writer in newcomers[2:]:
+            async with asyncio.timeout(1):
+                assert await reader.read() == b""
+            writer.close()
+        assert len(listener._open) <= 4
+        for _, writer in (*waiting, *newcomers):
+            writer.transport.abort()
+
+
 async def test_a_bug_in_one_request_is_not_another_ones() -> None:
     """A traceback belongs in the log, and a 500 to whoever asked."""
 
