@@ -116,6 +116,7 @@ class Connection:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self._only_head = False
         """Whether the request in hand is a HEAD: its reply has no body, whatever it says."""
+        self._is_last = False
         self.is_idle = True
         self.since_s = asyncio.get_running_loop().time()
 
@@ -136,6 +137,12 @@ class Connection:
         """End it as soon as what was written has left."""
         self.is_idle = False  # it makes room once only, however long its peer takes to agree
         self._writer.close()
+
+    def leave(self) -> None:
+        """End it, behind the reply that is on its way where there is one."""
+        self._is_last = True
+        if self.is_idle:
+            self.close()
 
     async def _one(self, wait_s: float) -> bool:
         """Serve one request; return whether another one may come."""
@@ -168,7 +175,8 @@ class Connection:
             return False
         await self._send(reply)
         states = self._http.our_state, self._http.their_state
-        return states == (h11.DONE, h11.DONE) and not self._writer.is_closing()
+        is_over = self._is_last or self._writer.is_closing()
+        return states == (h11.DONE, h11.DONE) and not is_over
 
     def _request(self, event: h11.Request, target: str, body: bytes) -> Request:
         """Put a request together.

@@ -89,9 +89,9 @@ class Listener:
                 server.close()
 
     def drop_idle(self) -> None:
-        """Close the connections that wait for their next request: whom we trust has changed."""
-        for connection in [each for each in self._open.values() if each and each.is_idle]:
-            connection.close()
+        """Close the connections once they wait for a request: whom we trust has changed."""
+        for connection in [each for each in self._open.values() if each]:
+            connection.leave()
 
     def _make_room(self) -> bool:
         """Close the connection that has waited for its next request for longest."""

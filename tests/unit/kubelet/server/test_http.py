@@ -361,6 +361,27 @@ async def test_idle_connections_are_dropped_when_trust_changes() -> None:
         writer.close()
 
 
+async def test_a_busy_connection_is_dropped_behind_its_reply_when_trust_changes() -> None:
+    """A client of the former CA must not live on because it was asking when the CA went."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(request: Request) -> Reply:
+        asked.set()
+        await go_on.wait()
+        return await hello(request)
+
+    async with serving(handle) as listener, asyncio.timeout(5):
+        reader, writer = await connect(listener)
+        writer.write(b"GET /one HTTP/1.1\r\nHost: n\r\n\r\n")
+        await asked.wait()
+        listener.drop_idle()
+        writer.write(b"GET /two HTTP/1.1\r\nHost: n\r\n\r\n")
+        go_on.set()
+        got = await reader.read()
+        writer.close()
+    assert got.endswith(b"GET /one None ")
+
+
 async def test_a_port_that_is_taken_is_told_in_words() -> None:
     """Two nodes on one machine are set up by mistake; a traceback helps nobody."""
     async with serving(hello) as listener:
