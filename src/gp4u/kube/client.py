@@ -11,8 +11,8 @@ waits for nobody.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -353,17 +353,28 @@ class _Line:
         if self._auth is None:
             return await self._transport.handle_async_request(request)
         async with aclosing(self._auth.async_auth_flow(request)) as flow:
-            signed = await anext(flow)
+            with _credentials():
+                signed = await anext(flow)
             while True:
                 reply = await self._transport.handle_async_request(signed)
                 try:
-                    signed = await flow.asend(reply)
+                    with _credentials():
+                        signed = await flow.asend(reply)
                 except StopAsyncIteration:
                     return reply
                 except BaseException:
                     await reply.aclose()
                     raise
                 await reply.aclose()  # it was not let in, and has another way
+
+
+@contextmanager
+def _credentials() -> Iterator[None]:
+    """Have every way in which a program that gives credentials can fail be one."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"no credentials: {type(error).__name__}: {error}") from error
 
 
 class _Lane:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from gp4u.errors import BadInput
+from gp4u.errors import BadInput, KubeDenied
 from gp4u.kube.access import find_access
+from gp4u.kube.client import open_client
 
 
-def kubeconfig(folder: Path, name: str = "config", **user: str) -> Path:
+def kubeconfig(folder: Path, name: str = "config", **user: Any) -> Path:
     """Write a kubeconfig with two contexts, `here` (the current one) and `there`."""
     path = folder / name
     clusters = [
@@ -122,3 +124,16 @@ def test_a_certificate_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(BadInput, match="certificates"):
         find_access(kubeconfig=str(path), environ={}).transport()
+
+
+@pytest.mark.parametrize("command", ["/nowhere/plugin", "echo"])
+async def test_a_plugin_that_gives_no_credentials_is_a_plain_no(
+    tmp_path: Path, command: str
+) -> None:
+    """It is not there, or says nonsense: the informer asks again, and the node lives on."""
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": command}
+    access = find_access(environ={"KUBECONFIG": str(kubeconfig(tmp_path, exec=plugin))})
+
+    async with open_client(access) as client:
+        with pytest.raises(KubeDenied, match="no credentials"):
+            await client.get("/api/v1/pods")
