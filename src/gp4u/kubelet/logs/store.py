@@ -99,9 +99,15 @@ class LogStore:
         """Return the runs of a container whose logs are kept, the newest last; two at most."""
         return self._shelf.runs(uid, container)
 
-    def tail(self, uid: str, container: str, max_bytes: int = 2048) -> str:
-        """Return the end of what the newest run printed, for a termination message."""
+    def tail(self, uid: str, container: str, max_bytes: int = 2048, *, before: bool = False) -> str:
+        """Return the end of what the newest run printed, for a termination message.
+
+        A log that has not begun does not count; `before`: of the run before the newest one.
+        """
         runs = self.runs(uid, container)
+        has_begun = runs and (runs[-1].end or runs[-1].is_over)
+        if before or (len(runs) > 1 and not has_begun):
+            runs = runs[:-1]
         if not runs:
             return ""
         return runs[-1].tail(_TAIL_LINES, max_bytes).decode("utf-8", "replace")

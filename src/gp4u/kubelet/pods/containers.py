@@ -18,16 +18,18 @@ from gp4u.rentals.rental import RentalState
 
 TAIL_BYTES = 2048
 
+Tail = Callable[[str, bool], str]
+"""Container to the end of the log of its newest run; True: of the run before it."""
 Checks = Mapping[str, tuple[bool, bool]]
 """Container to whether its startup probe, and whether its readiness probe, says yes."""
 
 
 def container_states(
-    pod: PodObject, memory: Memory, checks: Checks, *, tail: Callable[[str], str]
+    pod: PodObject, memory: Memory, checks: Checks, *, tail: Tail
 ) -> tuple[ContainerState, ...]:
     """Return the ordinary containers in the order of the spec.
 
-    `tail` gives the end of a container's log, for those whose termination message falls back to it.
+    `tail` gives the end of a log, for those containers whose termination message falls back to it.
     """
     before = {e["name"]: e for e in pod.get("status", {}).get("containerStatuses", ())}
     states = []
@@ -102,15 +104,15 @@ def _in_slot(
     memory: Memory,
     slot: Slot,
     checks: Checks,
-    tail: Callable[[str], str],
+    tail: Tail,
 ) -> ContainerState:
     name, image = str(spec["name"]), str(spec.get("image", ""))
     runs = slot.runs[name]
-    state = ContainerState(
-        name=name, image=image, restarts=runs.restarts, last_ended=_told(runs.last, spec, tail)
-    )
+    follows = runs.begun is not None or runs.done is not None
+    last = _told(runs.last, spec, tail, before=follows)
+    state = ContainerState(name=name, image=image, restarts=runs.restarts, last_ended=last)
     if runs.done is not None:
-        return _terminated(state, _told(runs.done, spec, tail) or runs.done)
+        return _terminated(state, _told(runs.done, spec, tail, before=False) or runs.done)
     if memory.outcome is not None:
         if runs.begun is None:
             ended = runs.last or _unknown(memory.outcome.message)
@@ -154,11 +156,11 @@ def _unknown(message: str) -> Ended:
 
 
 def _told(
-    ended: Ended | None, spec: Mapping[str, object], tail: Callable[[str], str]
+    ended: Ended | None, spec: Mapping[str, object], tail: Tail, *, before: bool
 ) -> Ended | None:
     """Add the end of the log where the container wants it as its message, and failed."""
     if ended is None or ended.message or ended.exit_code == 0:
         return ended
     if spec.get("terminationMessagePolicy") != "FallbackToLogsOnError":
         return ended
-    return replace(ended, message=tail(str(spec["name"])))
+    return replace(ended, message=tail(str(spec["name"]), before))

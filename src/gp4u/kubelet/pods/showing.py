@@ -81,7 +81,10 @@ class Showing:
         """
         uid = self.pod["metadata"]["uid"]
         app = container_states(
-            self.pod, memory, checks, tail=lambda name: self._logs.tail(uid, name)
+            self.pod,
+            memory,
+            checks,
+            tail=lambda name, before: self._logs.tail(uid, name, before=before),
         )
         init = init_states(self.pod, memory, app, lambda name: self._logs.ending(uid, name))
         self.held = Held(

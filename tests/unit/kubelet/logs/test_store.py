@@ -211,6 +211,28 @@ def test_another_machine_begins_another_run() -> None:
     run_virtual(inside)
 
 
+def test_a_termination_message_is_of_the_run_that_ended() -> None:
+    """What the next run prints is no word of the one that failed."""
+
+    async def inside() -> None:
+        market, pod = Shown(), held(of=rental())
+        store = store_of(market)
+        market.text = "gp4u: run 1\nboom\ngp4u: exit 1\n"
+        await store.look(pod, "stt")
+        assert store.tail("uid-1", "stt") == "boom\n"
+        market.text += "gp4u: run 2\n"
+        await asyncio.sleep(5)
+        await store.look(pod, "stt")
+        assert store.tail("uid-1", "stt") == "boom\n", "the next run has printed nothing yet"
+        market.text += "fine\n"
+        await asyncio.sleep(5)
+        await store.look(pod, "stt")
+        assert store.tail("uid-1", "stt", before=True) == "boom\n"
+        assert store.tail("uid-1", "stt") == "fine\n"
+
+    run_virtual(inside)
+
+
 def test_a_kept_log_survives_a_restart_of_the_node(tmp_path: Path) -> None:
     """The machine is gone, so nobody else can tell it any more; other people may not read it."""
 

@@ -85,14 +85,33 @@ RUNNING = look(SLOT).slot
 
 def statuses(slot: Slot) -> list[tuple[Run, int | None]]:
     """How the pod's containers are shown: whether they run, and their exit codes."""
-    states = container_states(POD, Memory(slots=(slot,)), {}, tail=lambda _: "")
+    states = container_states(POD, Memory(slots=(slot,)), {}, tail=lambda _name, _before: "")
     return [(each.run, each.ended.exit_code if each.ended else None) for each in states]
 
 
 def phase(slot: Slot) -> str:
     memory = Memory(slots=(slot,))
-    states = container_states(POD, memory, {}, tail=lambda _: "")
+    states = container_states(POD, memory, {}, tail=lambda _name, _before: "")
     return phase_of(POD, states, (), finalising=False)
+
+
+def test_the_words_of_a_run_that_failed_come_from_its_own_log() -> None:
+    """With another run behind it, the newest log is not its own any more."""
+    side = {**POD["spec"]["containers"][1], "terminationMessagePolicy": "FallbackToLogsOnError"}
+    pod = {**POD, "spec": {**POD["spec"], "containers": [POD["spec"]["containers"][0], side]}}
+    failed = Ended(exit_code=1, reason="Error")
+
+    def words(of: Beside) -> str:
+        memory = Memory(slots=(replace(RUNNING, beside=(of,)),))
+        told = ("of the newest run", "of the run before")
+        _, shown = container_states(pod, memory, {}, tail=lambda _, before: told[before])
+        assert shown.last_ended is not None
+        return shown.last_ended.message
+
+    goes_on = replace(side_of(RUNNING), last=failed)
+    assert words(goes_on) == "of the run before"
+    assert words(replace(goes_on, begun=None)) == "of the newest run"
+    assert words(replace(goes_on, begun=None, done=failed)) == "of the run before"
 
 
 def test_both_begin_with_their_machine_under_ids_of_their_own() -> None:
