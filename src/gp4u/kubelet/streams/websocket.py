@@ -77,7 +77,8 @@ class WebSocketConnection:
             if not isinstance(event, Frame):
                 continue
             if event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                self._parts.append(bytes(event.data))
+                if event.data:  # the library bounds the bytes of a message, not its fragments
+                    self._parts.append(bytes(event.data))
                 if event.fin:
                     messages.append(b"".join(self._parts))
                     self._parts.clear()

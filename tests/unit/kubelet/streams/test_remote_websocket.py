@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -185,3 +186,20 @@ def test_any_bytes_are_messages_or_the_end(pieces: list[bytes]) -> None:
         owed += len(websocket.answers())
     assert came <= sum(map(len, pieces))
     assert owed <= sum(map(len, pieces)) + 127
+
+
+def test_fragments_that_carry_nothing_take_no_memory() -> None:
+    """A message without an end is bounded in its bytes, and these have none."""
+    connection = WebSocketConnection()
+    assert connection.receive(b"\x02\x81\0\0\0\0a") == []
+    empty = b"\x00\x80\0\0\0\0" * 1000
+    connection.receive(empty)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            assert connection.receive(empty) == []
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
+    assert connection.receive(b"\x80\x81\0\0\0\0b") == [b"ab"]
