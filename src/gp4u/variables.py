@@ -263,7 +263,7 @@ class Reader:
         """Add the YAML file of preferences as a layer."""
         try:
             document = yaml.safe_load(self._text(path, "GP4U_CONFIG"))
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-13-45 is no date
             mark = getattr(error, "problem_mark", None)
             where = f" (line {mark.line + 1})" if mark else ""
             self.problems.append(BadInput("GP4U_CONFIG", str(path), f"valid YAML{where}"))

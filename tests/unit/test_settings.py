@@ -302,6 +302,7 @@ def test_the_preferences_file_has_the_second_seeds_form(cwd: Path) -> None:
         ("locations: [1, [2]]", "VAST_DATACENTER_LOCATION"),
         ("[1, 2]", "GP4U_CONFIG"),
         ("gpu: {", "GP4U_CONFIG"),
+        ("locations: 2026-13-45", "GP4U_CONFIG"),
         ("!!python/object/apply:os.getcwd []", "GP4U_CONFIG"),
     ],
 )

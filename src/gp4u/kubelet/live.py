@@ -151,7 +151,9 @@ def weights_in(data: Mapping[str, str]) -> Document:
     if documents:
         found = _mapping(documents[0], "data")
         found = found.get("weights", found)
-    unknown = sorted(set(found) - set(CRITERIA))
+        if not isinstance(found, dict):
+            raise BadInput("data.weights", str(found)[:80], "a YAML mapping")
+    unknown = sorted(set(found) - set(CRITERIA), key=str)
     if unknown:
         bound = f"one of {', '.join(CRITERIA)}"
         raise BadInput(f"data.{unknown[0]}", str(found[unknown[0]])[:80], bound)
@@ -179,7 +181,7 @@ def preferences_in(data: Mapping[str, str]) -> Document:
 def _mapping(text: str, field: str) -> Document:
     try:
         document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # e.g. 2026-13-45 is no date
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
         raise BadInput(field, text[:40], f"valid YAML{where}") from error

@@ -109,6 +109,10 @@ def test_new_weights_are_in_force_on_every_node_without_a_restart(tmp_path: Path
         ({**GOOD, "prise": "1"}, "prise"),
         ({**GOOD, "price": "-3"}, "weights"),
         ({"weights.yaml": "price: ["}, "YAML"),
+        ({"weights.yaml": "price: 2026-13-45"}, "YAML"),
+        ({"weights.yaml": "weights:"}, "data.weights"),
+        ({"weights.yaml": "weights: cheapest"}, "data.weights"),
+        ({"weights.yaml": "1: 60\nspeed: 40"}, "data.1"),
     ],
 )
 def test_bad_weights_are_refused_by_an_event_and_the_last_good_ones_stay(
