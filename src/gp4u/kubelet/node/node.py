@@ -97,6 +97,8 @@ class NodeKeeper:
         """Loop time of the last heartbeat that arrived; None before the first."""
         self.retired = asyncio.Event()
         """Set when somebody takes the node out of service: it is not registered again."""
+        self._gone = asyncio.Event()
+        """Set when the object of such a node is gone."""
 
     @property
     def troubles(self) -> Mapping[str, str]:
@@ -106,7 +108,7 @@ class NodeKeeper:
     async def register(self) -> None:
         """Create the Node, or make what is ours right on one that exists; tries until it works.
 
-        Only sets `retired` where the node is being taken out of service.
+        Sets `retired` where the node is being taken out of service.
 
         Raises:
             BadInput: a node of this name stands for somebody else's machine.
@@ -128,10 +130,11 @@ class NodeKeeper:
             self._tell("Normal", "NodeReady", f"Node {self._name} takes pods")
 
     async def run(self) -> None:
-        """Keep Node and Lease until cancelled, or until the node is taken out of service.
+        """Keep Node and Lease until cancelled, or until the node was taken out of service.
 
-        Whoever called it should then stay idle: a process that is started again would create the
-        node again as soon as the object is gone.
+        While that goes on, its last pods need a node that lives: a cluster deletes those of a
+        silent one, whatever a disruption budget says. It ends when the object is gone. Whoever
+        called it should then stay idle: a process that is started again would create it again.
 
         Raises:
             BadInput: the node was replaced by somebody else's.
@@ -147,7 +150,7 @@ class NodeKeeper:
             parts = [
                 group.create_task(each) for each in (informer.run(), self._look(), self._beat())
             ]
-            await self.retired.wait()
+            await self._gone.wait()
             for part in parts:
                 part.cancel()
         self._log.warning("node_retired")
@@ -193,7 +196,8 @@ class NodeKeeper:
 
     async def _reconcile(self) -> None:
         """Look at everything, and write what differs."""
-        if self.retired.is_set():
+        if self._node is None and self.retired.is_set():
+            self._gone.set()
             return
         if self._node is None:
             self._log.warning("node_is_gone", next="registering it again")
@@ -226,7 +230,6 @@ class NodeKeeper:
             node_object.check_ours(node)
             if node_object.is_retired(node):
                 self.retired.set()
-                return
             self._remember_offer(node)
             face = self._face()
             change = node_object.outer_patch(node, policy, face)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gp4u.errors import BadInput
 from gp4u.kubelet.node.decommission import decommission
@@ -120,6 +121,33 @@ def test_a_disruption_budget_is_waited_for_and_named() -> None:
     run_virtual(life)
 
 
+def test_the_node_beats_on_while_a_disruption_budget_keeps_a_pod() -> None:
+    """After 50 s of silence its pods are unready; after five minutes more they are deleted, budget
+    or not."""
+
+    async def life() -> None:
+        it, told = Scene(), list[str]()
+        async with it.running():
+            path = pod(it.api, "a")
+            it.api.blocked.add(("default", "a"))
+            async with asyncio.TaskGroup() as group:
+                leaving = group.create_task(leave(it, told, path))
+                await asyncio.sleep(600)
+                it.api.calls.clear()
+                await asyncio.sleep(300)
+                assert len(it.api.told("update", "leases")) == 30
+                assert it.api.told("patch", "nodes/vast-gpu-node-1/status")
+                it.api.blocked.clear()
+                await leaving
+            it.api.calls.clear()
+            await asyncio.sleep(60)
+            assert it.api.find(NODE) is None
+            assert it.api.find(LEASE) is None
+            assert not it.api.told("create", "nodes")
+
+    run_virtual(life)
+
+
 def test_who_insists_deletes_past_a_disruption_budget() -> None:
     """There has to be a way out, and it has to be asked for by name."""
 
@@ -136,7 +164,7 @@ def test_who_insists_deletes_past_a_disruption_budget() -> None:
 
 
 def test_a_process_that_restarts_meanwhile_does_not_bring_the_node_back() -> None:
-    """The mark is on the object: a new process finds it, and stays idle."""
+    """The mark is on the object: a new process finds it, and only keeps what is left alive."""
 
     async def life() -> None:
         it = Scene()
@@ -144,13 +172,16 @@ def test_a_process_that_restarts_meanwhile_does_not_bring_the_node_back() -> Non
             await asyncio.sleep(5)
             it.api.change(NODE, {"metadata": {"annotations": {"gp4u.io/decommissioned": "now"}}})
             await asyncio.sleep(5)
+        it.policy = structs.replace(it.policy, address="203.0.113.47")
         async with it.running() as keeper:
             assert keeper.retired.is_set()
-            before = it.node
-            it.api.calls.clear()
             await asyncio.sleep(120)
-            assert it.node == before
-            assert not it.api.told("update")
+            assert it.node["status"]["addresses"][0]["address"] == "203.0.113.47"
+            it.api.remove(NODE)
+            it.api.collect_garbage()
+            await asyncio.sleep(120)
+            assert it.api.find(NODE) is None
+            assert it.api.find(LEASE) is None
 
     run_virtual(life)
 
