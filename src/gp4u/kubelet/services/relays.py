@@ -124,16 +124,20 @@ class Relays:
 
     async def _serve(self, held: Held) -> None:
         endpoints = _endpoints(held)
-        if held.leaving or not relay_routes(endpoints) or not self._wants(held):
+        leads = bool(relay_routes(endpoints))
+        if held.leaving or not (leads or self._leads_astray(held)) or not self._wants(held):
             return
         config = relay_config(held.pod, endpoints)
-        ended = self._ended(held)
+        ended = self._ended(held) if leads else None
         if ended is None and self._made.get(held.uid) == config["data"]:
             return
         try:
             if ended is not None:
                 await self._clear(held, ended)
-            await self._put(held, config, endpoints)
+            if leads:
+                await self._put(held, config, endpoints)
+            else:
+                await self._cut(held, config)
         except KubeError as error:
             kind = "denied" if isinstance(error, KubeDenied) else "failed"
             problem = f"{kind}: {error}"
@@ -144,6 +148,12 @@ class Relays:
             return
         self._made[held.uid] = config["data"]
         self._told.pop(held.uid, None)
+
+    def _leads_astray(self, held: Held) -> bool:
+        """Whether a relay is there, and its pod's machine, as far as it was looked for, is not."""
+        is_there = held.uid in self._made or held.uid in self._addresses
+        has_machine = any(each.is_live for each in held.rentals.values())
+        return is_there and bool(held.containers) and not has_machine
 
     def _ended(self, held: Held) -> _End | None:
         """Return the pod's relay if it ended, is still there, and is due to be replaced."""
@@ -176,6 +186,12 @@ class Relays:
             await self._client.create(paths.pods(held.namespace), manifest)
         except KubeExists:
             return  # its routes are read from the ConfigMap again
+
+    async def _cut(self, held: Held, config: Mapping[str, Any]) -> None:
+        """Have it lead nowhere: the machine's address may soon be somebody else's."""
+        path = paths.configmap(held.namespace, relay_name(held.pod))
+        with suppress(KubeAbsent):
+            await self._client.patch(path, {"data": config["data"]}, kind=PatchKind.MERGE)
 
     def _wants(self, held: Held) -> bool:
         policy = self._policy()
@@ -222,5 +238,5 @@ class Relays:
 
 
 def _endpoints(held: Held) -> tuple[Endpoint, ...]:
-    rentals = {rental.key: rental for rental in held.rentals.values()}
+    rentals = {rental.key: rental for rental in held.rentals.values() if rental.is_live}
     return tuple(each for rental in rentals.values() for each in rental.endpoints)

@@ -8,15 +8,18 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from gp4u.kube import paths
 from gp4u.kube.client import KubeClient
 from gp4u.kube.events import EventRecorder
 from gp4u.kubelet.held import Held
-from gp4u.kubelet.services.relay_pod import RELAY_FOR, relay_name
+from gp4u.kubelet.services.relay import routes_in
+from gp4u.kubelet.services.relay_pod import RELAY_FOR, ROUTES_FILE, relay_name
 from gp4u.kubelet.services.relays import ENDED, Relays
 from gp4u.model import Endpoint
+from gp4u.rentals.rental import RentalState
 from tests.kube_api import KubeApi
 from tests.unit.kubelet.objects import POLICY, pod
 from tests.unit.kubelet.shown import rental, state
@@ -61,6 +64,13 @@ class World:
         found = self.api.find(self.path)
         assert found is not None
         return found
+
+    def routes(self) -> dict[int, str]:
+        """Return what its relay is told: port to target."""
+        path = paths.configmap("default", relay_name(self.held.pod))
+        config = self.api.find(path)
+        assert config is not None
+        return {each.listen_port: each.target for each in routes_in(config["data"][ROUTES_FILE])}
 
     def ended(self) -> list[str]:
         """What was told of relays that ended."""
@@ -142,6 +152,38 @@ def test_a_relay_that_was_drained_is_made_anew_at_once() -> None:
             await asyncio.sleep(7)
             assert found.relay["metadata"]["uid"] != before
             assert found.ended() == []
+
+    run_virtual(tale)
+
+
+@pytest.mark.parametrize("began_anew", [False, True])
+def test_a_machine_that_was_let_go_is_relayed_to_no_more(began_anew: bool) -> None:
+    """Its address may be somebody else's in a moment; the next machine's takes its place."""
+
+    async def tale() -> None:
+        async with world() as found:
+            running = {"phase": "Running", "podIP": "10.0.0.4"}
+            found.api.change(f"{found.path}/status", {"status": running})
+            await asyncio.sleep(1)
+            assert found.routes() == {8001: f"{IP}:42352"}
+            if began_anew:
+                found.relays._made.clear()
+            machine, known = found.held.rentals["main"], found.held
+            for unclear in (Held(pod=known.pod), replace(known, rentals={"main": rental()})):
+                found.held = unclear  # not looked at yet; not told by the market
+                await asyncio.sleep(7)
+                assert found.routes() == {8001: f"{IP}:42352"}
+            found.held = known
+            released = {"main": replace(machine, state=RentalState.RELEASING)}
+            for gone in (released, {}):
+                found.held = replace(found.held, rentals=gone)
+                await asyncio.sleep(7)
+                assert found.routes() == {}
+            end = Endpoint(container_port=8001, host="8.8.4.5", port=1)
+            found.held = replace(found.held, rentals={"main": rental(endpoints=(end,))})
+            await asyncio.sleep(7)
+            assert found.routes() == {8001: "8.8.4.5:1"}
+            assert len(found.api.told("create", "pods")) == 2, "the relay itself went on"
 
     run_virtual(tale)
 
