@@ -283,7 +283,8 @@ class Publisher:
         problems: list[Problem | tuple[str, Problem]] = []
         lines: list[Line] = []
         hosts: list[str] = []
-        for service in self._candidates(pod):
+        candidates = self._candidates(pod)
+        for service in candidates:
             ports = wanted_ports(service, pod)
             if ports is None:
                 continue
@@ -315,7 +316,7 @@ class Publisher:
                 wanted[_path(each)] = each
             lines += self._lines(service, found.ways, addresses)
         if exposure.ready:
-            missing = _exposed(pod) - services.keys()
+            missing = _exposed(pod) - {each["metadata"]["name"] for each in candidates}
             problems += [
                 Problem("ServiceMissing", f"there is no Service {name} to stand behind")
                 for name in missing

@@ -600,6 +600,23 @@ def test_a_selector_service_is_left_to_the_cluster_where_there_is_a_relay() -> N
     run_virtual(story)
 
 
+@pytest.mark.parametrize("more", [{}, {"selector": {"app": "june"}}])
+def test_a_service_that_a_pod_names_is_not_missed_where_there_is_a_relay(
+    more: dict[str, Any],
+) -> None:
+    """Who reads that there is no such Service looks for the mistake in the wrong place."""
+
+    async def story() -> None:
+        async with world() as w:
+            w.api.add(service("june-stt", 8001, metadata={"annotations": {}}, **more))
+            pod = w.api.add(june(annotations={"gp4u.io/expose": "june-stt:8001"}))
+            w.set(pod, relay_ip="10.244.1.7")
+            await asyncio.sleep(1)
+            assert "ServiceMissing" not in w.reasons()
+
+    run_virtual(story)
+
+
 def trouble_down(api: KubeApi) -> Callable[[], None]:
     api.set_down()
     return lambda: api.set_down(False)
