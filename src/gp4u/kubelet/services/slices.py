@@ -106,7 +106,8 @@ def backing(
 ) -> Backing:
     """Return the ways from a Service to a pod's machine, and what stands in between.
 
-    `ports` is what `wanted_ports` said. With a relay all of them lead to it, by container port.
+    `ports` is what `wanted_ports` said. With a relay those that the machine has lead to it, by
+    container port.
     """
     spec = service["spec"]
     ways: list[Way] = []
@@ -120,12 +121,12 @@ def backing(
     for listed, number in found:
         protocol = listed.get("protocol") or "TCP"
         endpoint = mapped.get((number, protocol))
-        if relay_ip is not None and protocol == "TCP":
-            host, port = relay_ip, number
-        elif endpoint is None:
+        if endpoint is None:
             text = f"{title}: the machine does not publish container port {number}/{protocol}"
             problems.append(Problem("EndpointPortMissing", text))
             continue
+        if relay_ip is not None and protocol == "TCP":
+            host, port = relay_ip, number
         elif endpoint.url is not None:
             text = (
                 f"{title}: this market publishes port {number} at {endpoint.url} only; a Service "

@@ -617,6 +617,26 @@ def test_a_service_that_a_pod_names_is_not_missed_where_there_is_a_relay(
     run_virtual(story)
 
 
+def test_a_relay_is_published_for_what_its_machine_has() -> None:
+    """It listens on those ports alone, and on none once the machine is let go."""
+
+    async def story() -> None:
+        async with world() as w:
+            pod = w.api.add(june())
+            w.api.add(service("june-stt", 8001))
+            w.api.add(service("june-more", 9000))
+            w.set(pod, relay_ip="10.244.1.7")
+            await asyncio.sleep(1)
+            assert w.ends() == {"june-stt": (["10.244.1.7"], 8001, True)}
+            assert "EndpointPortMissing" in w.reasons()
+            await w.publisher.withdraw(pod["metadata"]["uid"])
+            w.set(pod, relay_ip="10.244.1.7", endpoints=(), ready=False)
+            await asyncio.sleep(1)
+            assert w.slices() == []
+
+    run_virtual(story)
+
+
 def trouble_down(api: KubeApi) -> Callable[[], None]:
     api.set_down()
     return lambda: api.set_down(False)
