@@ -79,3 +79,15 @@ class NodePolicy(Struct, frozen=True, kw_only=True):
     relay_image: str | None = None
     """Image that runs `gp4u relay` inside the cluster; None: no relays."""
     kubelet_version: str = "v1.36.0-gp4u"
+
+    @property
+    def highest_usd_per_hour(self) -> Decimal | None:
+        """Above this no pod of the node may ask; None: no bound."""
+        most = self.max_price_usd_per_hour
+        return None if most is None else Decimal(str(most))
+
+    @property
+    def default_usd_per_hour(self) -> Decimal | None:
+        """What a pod that says nothing may cost at most; None: no bound."""
+        bounds = (self.defaults.requirements.max_price_usd_per_hour, self.highest_usd_per_hour)
+        return min((each for each in bounds if each is not None), default=None)

@@ -93,7 +93,11 @@ class MarketOutlook:
         snapshot = self._book.current(BY_BID if policy.interruptible else STANDING)
         if not snapshot.sources or all(each.error and not each.offers for each in snapshot.sources):
             return None
-        wanted = replace(policy.defaults.requirements, interruptible=policy.interruptible)
+        wanted = replace(
+            policy.defaults.requirements,
+            interruptible=policy.interruptible,
+            max_price_usd_per_hour=policy.default_usd_per_hour,
+        )
         demand = Demand(requirements=wanted, preferences=policy.defaults.preferences)
         decision = decide(snapshot, demand, at=at, max_age_s=float("inf"))
         rentals = await self._ledger.all_rentals(limit=RECENT)

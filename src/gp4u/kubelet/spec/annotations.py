@@ -248,17 +248,14 @@ def _demand(
 
 def _price(said: Mapping[str, str], policy: NodePolicy) -> Decimal | None:
     """The price that is asked for, which the node must allow; else the lower of the node's own."""
-    most = policy.max_price_usd_per_hour
-    cap = None if most is None else Decimal(str(most))
-    field = field_of("max-price")
+    cap, field = policy.highest_usd_per_hour, field_of("max-price")
     wished = asking.bounded_price(field, _given(said, "max-price", asking.dollars, None))
-    if wished is not None:
-        if cap is not None and wished > cap:
-            bound = f"node {policy.name} allows at most {cap} $/h"
-            raise BadInput(field, f"{wished}", bound)
-        return wished
-    default = policy.defaults.requirements.max_price_usd_per_hour
-    return min((each for each in (default, cap) if each is not None), default=None)
+    if wished is None:
+        return policy.default_usd_per_hour
+    if cap is not None and wished > cap:
+        bound = f"node {policy.name} allows at most {cap} $/h"
+        raise BadInput(field, f"{wished}", bound)
+    return wished
 
 
 def _disk(said: Mapping[str, str], asks: Mapping[str, Decimal], default: float) -> float:
