@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Final
+from urllib.parse import urlsplit
 
 import structlog
 import yaml
@@ -120,9 +121,11 @@ def own_address(access_server: str) -> str:
     Raises:
         BadInput: there is none.
     """
-    host, _, port = access_server.partition("://")[2].partition("/")[0].rpartition(":")
     try:
-        found = socket.getaddrinfo((host or port).strip("[]"), port or 443, type=socket.SOCK_DGRAM)
+        server = urlsplit(access_server)
+        if not server.hostname:
+            raise ValueError("no host")
+        found = socket.getaddrinfo(server.hostname, server.port or 443, type=socket.SOCK_DGRAM)
         family, kind, proto, _, place = found[0]
         with socket.socket(family, kind, proto) as way:
             way.connect(place)  # no byte leaves: the kernel only chooses the way
