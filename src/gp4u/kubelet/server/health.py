@@ -10,6 +10,8 @@ import asyncio
 from contextlib import suppress
 from typing import Final
 
+from gp4u.errors import BadInput
+
 WAIT_S: Final = 5.0
 MOST: Final = 64
 """Callers at a time."""
@@ -24,7 +26,7 @@ async def tell_health(host: str, port: int) -> None:
     """Answer every request with `ok` until cancelled; port 0 does nothing.
 
     Raises:
-        OSError: the port cannot be listened on.
+        BadInput: the port cannot be listened on.
     """
     if not port:
         return
@@ -47,6 +49,10 @@ async def tell_health(host: str, port: int) -> None:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_server(answer, host, port, limit=_HEAD_BYTES)
+    try:
+        server = await asyncio.start_server(answer, host, port, limit=_HEAD_BYTES)
+    except OSError as error:
+        bound = f"cannot be listened on: {error.strerror or error}"
+        raise BadInput("GP4U_NODE_HEALTH_PORT", port, bound) from error
     async with server:
         await server.serve_forever()

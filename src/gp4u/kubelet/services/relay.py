@@ -122,7 +122,11 @@ class Relay:
         return port
 
     async def run(self) -> NoReturn:
-        """Forward until cancelled."""
+        """Forward until cancelled.
+
+        Raises:
+            BadInput: the port of its health cannot be listened on.
+        """
         try:
             async with asyncio.TaskGroup() as group:
                 if self._health_port is not None:
@@ -281,7 +285,11 @@ class Relay:
         def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             group.create_task(answer(reader, writer))
 
-        server = await asyncio.start_server(take, self._host, port, limit=MAX_HEAD)
+        try:
+            server = await asyncio.start_server(take, self._host, port, limit=MAX_HEAD)
+        except OSError as error:
+            bound = f"cannot be listened on: {error.strerror or error}"
+            raise BadInput("--health-port", port, bound) from error
         self._doors.append(server)
         self.health = server.sockets[0].getsockname()[:2]
 
@@ -294,7 +302,7 @@ async def run_relay(
     A file that is bad once the relay runs changes nothing, and that is told.
 
     Raises:
-        BadInput: the file cannot be read or used at the start.
+        BadInput: the file cannot be read or used at the start, or the port of its health is taken.
     """
     text = _text(routes)
     relay = Relay(routes_in(text), health_port=health_port, allow_loopback=allow_loopback)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gp4u.errors import BadInput
 from gp4u.kubelet.policy import NodePolicy
+from gp4u.kubelet.server.health import tell_health
 from gp4u.kubelet.services import relay as relay_module
 from gp4u.kubelet.services.relay import Relay, Route, routes_in, routes_text, run_relay
 from gp4u.kubelet.services.relay_pod import (
@@ -298,6 +299,18 @@ async def test_it_says_whether_it_lives() -> None:
         relay.listening.clear()
         told = await say(relay.health[1], b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert told.startswith(b"HTTP/1.1 503 ")
+
+
+async def test_a_health_port_that_is_taken_is_refused_by_name() -> None:
+    """Whoever starts two of them on one machine reads what to change."""
+    taken = await asyncio.start_server(echo, "127.0.0.1", 0)
+    port = taken.sockets[0].getsockname()[1]
+    async with taken:
+        with pytest.raises(ExceptionGroup) as caught:
+            await Relay(host="127.0.0.1", health_port=port).run()
+        assert caught.group_contains(BadInput, match=f"--health-port: '?{port}")
+        with pytest.raises(BadInput, match=f"GP4U_NODE_HEALTH_PORT: '?{port}"):
+            await tell_health("127.0.0.1", port)
 
 
 async def test_routes_are_read_anew_while_it_runs(
