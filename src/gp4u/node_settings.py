@@ -13,14 +13,21 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from gp4u.variables import Flag, Group, Variable
+from gp4u.variables import Flag, Group, Variable, disorder
 
 NODE_NAME: Final = "vast-gpu-node-1"
 """Source: the second seed, "How It Works in Practice"."""
 CLASSES: Final = ("on-demand", "spot")
-_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_WORD: Final = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_NAME: Final = re.compile(rf"(?=.{{1,63}}\Z){_WORD}(\.{_WORD})*")
+"""Of a node, which is the value of a label as well.
+
+Source: kubernetes apimachinery pkg/util/validation/validation.go, 1.36; checked 2026-11.
+"""
+_LABEL: Final = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_MAX_PORT: Final = 65_535
 _MANY: Final = 16
 
 
@@ -43,7 +50,7 @@ def _nodes(value: Any) -> Any:
         name, _, kind = word.partition("=")
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"{name[:40]!r}: a node's name has lower-case letters, digits, - and ."
+                f"{name[:40]!r}: a node's name has lower-case letters, digits, - and ., 63 at most"
             )
         if kind not in ("", *CLASSES):
             raise ValueError(f"{name}={kind[:20]}: a class is one of {', '.join(CLASSES)}")
@@ -57,6 +64,22 @@ def _nodes(value: Any) -> Any:
 
 def _address(value: str | None) -> str | None:
     return None if value is None else str(ipaddress.ip_address(value))
+
+
+def _listen(value: str) -> str:
+    return str(ipaddress.ip_address(value))
+
+
+def _taint_key(value: str) -> str:
+    if not re.fullmatch(rf"((?=.{{1,253}}/){_WORD}(\.{_WORD})*/)?{_LABEL}", value):
+        raise ValueError("a taint key, such as example.org/gpu")
+    return value
+
+
+def _taint_value(value: str) -> str:
+    if not re.fullmatch(_LABEL, value):
+        raise ValueError("letters, digits, -, _ and ., 63 at most")
+    return value
 
 
 def _namespace(value: str | None) -> str | None:
@@ -98,6 +121,7 @@ class NodeGroup(Group):
     ] = None
     listen: Annotated[
         str,
+        AfterValidator(_listen),
         Variable(
             "GP4U_NODE_LISTEN",
             "IP",
@@ -322,14 +346,31 @@ class NodeGroup(Group):
     ] = None
     taint_key: Annotated[
         str,
+        AfterValidator(_taint_key),
         Variable(
             "VKUBELET_TAINT_KEY", "", "key of the node's taint", allowed="a taint key, or none"
         ),
     ] = "virtual-kubelet.io/provider"
     taint_value: Annotated[
-        str, Variable("VKUBELET_TAINT_VALUE", "", "its value", allowed="a taint value")
+        str,
+        AfterValidator(_taint_value),
+        Variable("VKUBELET_TAINT_VALUE", "", "its value", allowed="a taint value"),
     ] = "gp4u"
     taint_effect: Annotated[
         Literal["NoSchedule", "NoExecute", "PreferNoSchedule"],
         Variable("VKUBELET_TAINT_EFFECT", "", "what it does to pods that do not tolerate it"),
     ] = "NoSchedule"
+
+    @model_validator(mode="after")
+    def _fit(self) -> NodeGroup:
+        last = self.port + len(self.nodes) - 1
+        if last > _MAX_PORT:
+            bound = f"each node has a port of its own, at most {_MAX_PORT}: {last} is too high"
+            raise disorder("GP4U_NODE_PORT", self.port, bound)
+        if self.port and self.port <= self.health_port <= last:
+            bound = f"not among the ports of the nodes, {self.port} to {last}"
+            raise disorder("GP4U_NODE_HEALTH_PORT", self.health_port, bound)
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            bound = "together with GP4U_NODE_TLS_KEY_FILE, or neither"
+            raise disorder("GP4U_NODE_TLS_CERT_FILE", self.tls_cert_file, bound)
+        return self

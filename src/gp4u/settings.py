@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -51,6 +51,7 @@ from gp4u.variables import (
     Token,
     Variable,
     Word,
+    disorder,
     entry_of,
     shown,
     variable_of,
@@ -79,12 +80,6 @@ def _passwords(url: str) -> list[str]:
     asked = [value for name, value in parse_qsl(parts.query) if name == "password"]
     word = parts.password
     return [*asked, *([word, unquote(word)] if word else [])]
-
-
-def _disorder(variable: str, value: float, bound: str) -> PydanticCustomError:
-    """Say that a variable contradicts its neighbours; `_problem` reads the context."""
-    context = {"variable": variable, "value": shown(value), "bound": bound}
-    return PydanticCustomError("disorder", "contradiction", context)
 
 
 class BreakerGroup(Group):
@@ -134,7 +129,7 @@ class CacheGroup(Group):
     @model_validator(mode="after")
     def _ordered(self) -> CacheGroup:
         if not self.min_ttl_s <= self.ttl_s <= self.max_ttl_s:
-            raise _disorder(
+            raise disorder(
                 "PROVIDER_CACHE_TTL",
                 self.ttl_s,
                 f"from PROVIDER_CACHE_MIN_TTL ({shown(self.min_ttl_s)})"
@@ -168,7 +163,7 @@ class RetryGroup(Group):
     @model_validator(mode="after")
     def _ordered(self) -> RetryGroup:
         if self.base_delay_s > self.max_delay_s:
-            raise _disorder(
+            raise disorder(
                 "PROVIDER_RETRY_BASE_DELAY",
                 self.base_delay_s,
                 f"at most PROVIDER_RETRY_MAX_DELAY ({shown(self.max_delay_s)})",

@@ -21,6 +21,7 @@ import yaml
 from dotenv.parser import parse_stream
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from gp4u.errors import BadInput
 
@@ -159,6 +160,12 @@ def entry_of(
         secret=SecretStr in (info.annotation, *get_args(info.annotation)),
         paths=paths,
     )
+
+
+def disorder(variable: str, value: object, bound: str) -> PydanticCustomError:
+    """Say that a variable contradicts its neighbours; the settings read the context."""
+    context = {"variable": variable, "value": shown(value), "bound": bound}
+    return PydanticCustomError("disorder", "contradiction", context)
 
 
 def variable_of(info: FieldInfo) -> Variable | None:

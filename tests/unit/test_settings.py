@@ -157,6 +157,14 @@ BAD_VALUES = [
     ("GP4U_HOST", "a b", "host name or address"),
     ("GP4U_RENT_TIMEOUT_S", "0", "above 0"),
     ("GP4U_CONFIG", "missing.yaml", "readable UTF-8 file"),
+    ("GP4U_NODE_NAME", "a" * 64, "63 at most"),
+    ("GP4U_NODE_NAME", "gpu..1", "a node's name"),
+    ("GP4U_NODE_NAME", "gpu.-1", "a node's name"),
+    ("GP4U_NODE_LISTEN", "everywhere", "IPv4 or IPv6 address"),
+    ("GP4U_NODE_TLS_CERT_FILE", "tls.crt", "together with GP4U_NODE_TLS_KEY_FILE"),
+    ("VKUBELET_TAINT_KEY", "gpu of mine", "a taint key"),
+    ("VKUBELET_TAINT_KEY", "a/b/c", "a taint key"),
+    ("VKUBELET_TAINT_VALUE", "x" * 64, "63 at most"),
 ]
 
 
@@ -168,6 +176,17 @@ def test_a_bad_value_stops_the_start_with_variable_value_and_range(
     text = complaints({variable: value}, cwd)[variable]
     assert value in text
     assert bound in text
+
+
+def test_the_nodes_of_one_process_have_ports_of_their_own(cwd: Path) -> None:
+    """One that is beyond the last, or another's, would end the process only after it has begun."""
+    two = {"GP4U_NODE_NAME": "a,b"}
+    text = complaints({**two, "GP4U_NODE_PORT": "65535"}, cwd)["GP4U_NODE_PORT"]
+    assert "65536 is too high" in text
+    text = complaints({**two, "GP4U_NODE_PORT": "10247"}, cwd)["GP4U_NODE_HEALTH_PORT"]
+    assert "10247 to 10248" in text
+    assert load_settings({**two, "GP4U_NODE_PORT": "0"}, cwd).node.port == 0
+    assert load_settings({**two, "GP4U_NODE_PORT": "65534"}, cwd).node.port == 65534
 
 
 def test_every_bad_variable_is_named_at_once_with_where_it_is_set(cwd: Path) -> None:
