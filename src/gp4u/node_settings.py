@@ -71,8 +71,11 @@ def _listen(value: str) -> str:
 
 
 def _taint_key(value: str) -> str:
+    """Take a key, or `none`: an empty one would be the default."""
+    if value == "none":
+        return ""
     if not re.fullmatch(rf"((?=.{{1,253}}/){_WORD}(\.{_WORD})*/)?{_LABEL}", value):
-        raise ValueError("a taint key, such as example.org/gpu")
+        raise ValueError("a taint key, such as example.org/gpu, or none")
     return value
 
 

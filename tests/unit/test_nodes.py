@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gp4u.errors import BadInput
-from gp4u.nodes import own_address
+from gp4u.kubelet.policy import Taint
+from gp4u.nodes import own_address, policies_of
+from gp4u.settings import load_settings
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,14 @@ def test_a_server_that_leads_nowhere_is_refused_by_the_setting_that_helps(server
     """Whoever reads it can name the address."""
     with pytest.raises(BadInput, match="GP4U_NODE_ADDRESS"):
         own_address(server)
+
+
+@pytest.mark.parametrize(
+    ("key", "taint"),
+    [("none", None), ("", Taint()), ("example.org/gpu", Taint(key="example.org/gpu"))],
+)
+def test_a_node_can_be_without_a_taint(key: str, taint: Taint | None, tmp_path: Path) -> None:
+    """An empty variable is the default, as everywhere."""
+    settings = load_settings({"VKUBELET_TAINT_KEY": key}, tmp_path)
+    (policy,) = policies_of(settings, address="203.0.113.46").values()
+    assert policy.taint == taint
