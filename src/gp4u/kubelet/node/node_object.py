@@ -155,8 +155,9 @@ def status(
         "daemonEndpoints": {"kubeletEndpoint": {"Port": policy.port}},
         "nodeInfo": _node_info(policy),
     }
-    if face.features:
-        told["declaredFeatures"] = sorted(face.features)
+    if face.features or before.get("declaredFeatures"):
+        # None takes it out, also of a server that does not know the field.
+        told["declaredFeatures"] = sorted(face.features) or None
     return told
 
 

@@ -36,6 +36,7 @@ class Scene:
         self.policy = NodePolicy(name="vast-gpu-node-1", address="203.0.113.46")
         self.room = Room(in_use=0, more=4)
         self.markets: dict[str, str] = {"vastai": "", "akash": ""}
+        self.features: tuple[str, ...] = ()
 
     @property
     def node(self) -> dict[str, Any]:
@@ -74,6 +75,7 @@ class Scene:
                 clock=VirtualClock(),
                 random=Random(4),
                 recorder=recorder,
+                features=self.features,
             )
             telling = group.create_task(recorder.run())
             if register:
@@ -305,6 +307,20 @@ def test_no_market_keeps_pods_away_and_never_makes_the_node_unready() -> None:
                 "MarketsUnavailable": 1,
                 "MarketsAvailable": 1,
             }
+
+    scene(life)
+
+
+def test_a_feature_that_is_no_longer_declared_goes() -> None:
+    """Else an API server goes on to send what the operator has turned off."""
+
+    async def life() -> None:
+        it = Scene()
+        for features in ((), ("ExtendWebSocketsToKubelet",), ()):
+            it.features = features
+            async with it.running():
+                await asyncio.sleep(20)
+            assert (it.node["status"].get("declaredFeatures") or []) == list(features)
 
     scene(life)
 
