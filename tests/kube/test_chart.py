@@ -154,6 +154,34 @@ def test_numbers_arrive_as_they_were_written(tmp_path: Path) -> None:
     assert of_kind(found, "ConfigMap", "weights")["data"]["price"] == "40"
 
 
+def test_names_stay_text(tmp_path: Path) -> None:
+    """To an API server the number 7 and the text 7 are not the same, and both may be names."""
+    path = tmp_path / "values.yaml"
+    path.write_text(
+        json.dumps(
+            {
+                "existingSecret": "7",
+                "node": {"names": ["1e3", "true=spot"]},
+                "ledger": {"persistence": {"existingClaim": "8"}},
+            }
+        )
+    )
+    found = rendered("it", values=path)
+    roles = [each for each in found if each["kind"] == "Role"]
+    (beats,) = [each for each in roles if each["metadata"]["namespace"] == "kube-node-lease"]
+    assert beats["rules"][1]["resourceNames"] == ["1e3", "true"]
+    spec = of_kind(found, "Deployment")["spec"]["template"]["spec"]
+    assert spec["containers"][0]["envFrom"][1]["secretRef"]["name"] == "7"
+    (data,) = [each for each in spec["volumes"] if each["name"] == "data"]
+    assert data["persistentVolumeClaim"]["claimName"] == "8"
+    path.write_text(json.dumps({"ledger": {"existingSecret": "9"}}))
+    spec = of_kind(rendered("it", values=path), "Deployment")["spec"]["template"]["spec"]
+    assert spec["containers"][0]["env"][2]["valueFrom"]["secretKeyRef"]["name"] == "9"
+    path.write_text(json.dumps({"ledger": {"persistence": {"storageClassName": "10"}}}))
+    claim = of_kind(rendered("it", values=path), "PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == "10"
+
+
 def test_weights_restart_nothing_and_settings_do() -> None:
     """Weights are read again while the node runs; settings only when it starts."""
 
