@@ -111,7 +111,8 @@ def gpus_of(pod: PodObject) -> int:
     if (pod.get("status") or {}).get("phase") in ENDED:
         return 0
     spec: Mapping[str, Any] = pod["spec"]
-    return int(sum((_asked(each) for each in spec["containers"]), Decimal(0)))
+    together = sum((_asked(each) for each in spec["containers"]), Decimal(0))
+    return int(max((together, *(_asked(each) for each in spec.get("initContainers") or ()))))
 
 
 def _asked(container: Mapping[str, Any]) -> Decimal:

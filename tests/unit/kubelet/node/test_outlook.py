@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gp4u.book import STANDING
 from gp4u.kubelet.node.capacity import NO_OFFER
-from gp4u.kubelet.node.outlook import LOOK_S, MarketOutlook
-from tests.unit.kubelet.cluster import Cluster, told, with_policy
+from gp4u.kubelet.node.outlook import LOOK_S, MarketOutlook, gpus_of
+from tests.unit.kubelet.cluster import Cluster, gpu_pod, told, with_policy
 from tests.virtual_loop import VirtualClock
 
 
@@ -39,3 +39,13 @@ def test_what_the_nodes_highest_price_forbids_is_not_offered(tmp_path: Path) -> 
                 part.cancel()
 
     told(tale, tmp_path)
+
+
+def test_gpus_of_a_pod_are_those_that_the_scheduler_sets_aside() -> None:
+    """Init containers go before the others, so that the larger need counts."""
+    four = {"name": "fetch", "resources": {"limits": {"nvidia.com/gpu": "4"}}}
+    pod = gpu_pod("a", containers=[{}, {"name": "beside"}], initContainers=[four])
+
+    assert gpus_of(pod) == 4
+    assert gpus_of(gpu_pod("a", containers=[{}, {"name": "beside"}])) == 2
+    assert gpus_of({**pod, "status": {"phase": "Succeeded"}}) == 0
