@@ -35,6 +35,8 @@ from gp4u.kubelet.services.slices import (
     Problem,
     Way,
     backing,
+    families_of,
+    family_of,
     is_ours,
     is_publishable,
     leaving,
@@ -298,10 +300,14 @@ class Publisher:
                 for each in found.problems
                 if told or each.about_service
             ]
-            addresses = {}
+            addresses, families = {}, families_of(service)
             for way in found.ways:
                 hosts.append(way.host)
-                addresses[way.host], problem = await self._reach(way.host, exposure.relay_ip)
+                ips, problem = await self._reach(way.host, exposure.relay_ip)
+                addresses[way.host] = tuple(ip for ip in ips if family_of(ip) in families)
+                if ips and not addresses[way.host]:
+                    title = f"Service {service['metadata']['name']}"
+                    problem = f"{title}: the machine has no address of {' or '.join(families)}"
                 if problem:
                     problems.append(Problem("AddressRefused", problem))
             for each in slices_of(

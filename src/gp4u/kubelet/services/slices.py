@@ -164,13 +164,12 @@ def slices_of(
     `addresses` says what the hosts of the ways resolve to; a host without any has no slice. Names
     follow from the pod's UID, so that the same slice is never made twice.
     """
-    families = service["spec"].get("ipFamilies") or ["IPv4", "IPv6"]
     hosts = groupby(sorted(ways), key=lambda way: way.host)
     made: list[Json] = []
     for index, (host, group) in enumerate(hosts):
         listed = list(group)
-        for family in families:
-            found = sorted(ip for ip in addresses.get(host, ()) if _family(ip) == family)
+        for family in families_of(service):
+            found = sorted(ip for ip in addresses.get(host, ()) if family_of(ip) == family)
             if found:
                 slice_ = _slice(service, pod, family, index, node)
                 slice_["ports"] = [_port(way) for way in listed]
@@ -189,6 +188,16 @@ def slices_of(
                 ]
                 made.append(slice_)
     return made
+
+
+def families_of(service: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the families of addresses that a Service takes."""
+    return tuple(service["spec"].get("ipFamilies") or ("IPv4", "IPv6"))
+
+
+def family_of(ip: str) -> str:
+    """Return the family of an address, as a slice has it."""
+    return "IPv6" if ":" in ip else "IPv4"
 
 
 def is_publishable(ip: str, *, allow_loopback: bool) -> bool:
@@ -315,10 +324,6 @@ def _reference(pod: PodObject) -> Json:
     meta = pod["metadata"]
     named = {key: meta[key] for key in ("namespace", "name", "uid")}
     return {"kind": "Pod", **named}
-
-
-def _family(ip: str) -> str:
-    return "IPv6" if ":" in ip else "IPv4"
 
 
 def _said(slice_: Mapping[str, Any]) -> tuple[object, ...]:

@@ -484,6 +484,28 @@ def test_an_address_inside_is_never_published(host: str) -> None:
     run_virtual(story)
 
 
+def test_an_address_of_a_family_that_the_service_does_not_take_is_told_of() -> None:
+    """Else an Event says that it was published, and there is no slice of it."""
+
+    async def story() -> None:
+        async with world() as w:
+            w.names["m.example"] = [IP, "2001:4860:4860::8844"]
+            pod = w.api.add(june())
+            w.api.add(service("june-stt", 8001, ipFamilies=["IPv6"]))
+            w.set(pod)
+            await asyncio.sleep(1)
+            assert w.slices() == []
+            assert w.reasons() == ["AddressRefused"]
+            w.set(pod, endpoints=machine("m.example"))
+            await asyncio.sleep(1)
+            assert w.ends() == {"june-stt": (["2001:4860:4860::8844"], 42352, True)}
+            (event,) = [e for e in w.api.all("events") if e["reason"] == "EndpointPublished"]
+            assert "2001:4860:4860::8844" in event["message"]
+            assert IP not in event["message"]
+
+    run_virtual(story)
+
+
 def test_rehearsals_may_publish_addresses_of_the_documentation() -> None:
     """A simulated machine has nothing better, and loopback is refused by the API."""
 
