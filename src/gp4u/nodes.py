@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Final
@@ -136,6 +137,12 @@ def own_address(access_server: str) -> str:
     return address
 
 
+def place_to_listen(listen: str, address: str) -> str:
+    """Return where a node listens: everywhere, where that is asked, by its own address's family."""
+    everywhere = str(IPv4Address(0))
+    return str(IPv6Address(0)) if listen == everywhere and ":" in address else listen
+
+
 def reading(environ: Mapping[str, str], cwd: Path) -> Read:
     """Return what makes a demand of a document that lies where a `GP4U_CONFIG` file would."""
 
@@ -251,6 +258,8 @@ class Process:
         self._namespace, self._clock, self._random, self._told = namespace, clock, random, told
         self._denials = tuple(each.denials for each in (client, heartbeat, reviews))
         node = settings.node
+        address = next(iter(policies.values())).address
+        self._listen = place_to_listen(node.listen, address)
         events = client.beside(writes_per_s=EVENTS_PER_S)
         self._recorders = {
             name: EventRecorder(events, component=COMPONENT, host=name, clock=clock, random=random)
@@ -340,22 +349,22 @@ class Process:
             BadInput: a port is taken, or a certificate cannot be used.
             LedgerLocked: another process holds the ledger, and nobody waits for a turn.
         """
-        node = self._settings.node
+        node, listen = self._settings.node, self._listen
         for name, server in self._servers.items():
-            server.open(node.listen, self._live.policy(name)().port)
+            server.open(listen, self._live.policy(name)().port)
         async with asyncio.TaskGroup() as group:
             for recorder in self._recorders.values():
                 group.create_task(recorder.run())
             for informer in self._live.informers:
                 group.create_task(informer.run())
             for name, server in self._servers.items():
-                group.create_task(server.run(node.listen, self._live.policy(name)().port))
+                group.create_task(server.run(listen, self._live.policy(name)().port))
             for name, server in self._servers.items():
                 await server.started.wait()
                 if server.address is not None:
                     self._live.listens(name, server.address[1])
                 self._told(f"the kubelet API of {name} is at {server.address}")
-            group.create_task(tell_health(node.listen, node.health_port))
+            group.create_task(tell_health(listen, node.health_port))
             await self._heard()
             if node.leader_election:
                 group.create_task(self._lease().run(self._lead))

@@ -8,7 +8,7 @@ import pytest
 
 from gp4u.errors import BadInput
 from gp4u.kubelet.policy import Taint
-from gp4u.nodes import own_address, policies_of
+from gp4u.nodes import own_address, place_to_listen, policies_of
 from gp4u.settings import load_settings
 
 
@@ -18,8 +18,6 @@ from gp4u.settings import load_settings
         ("https://127.0.0.1:6443", "127.0.0.1"),
         ("https://127.0.0.1", "127.0.0.1"),
         ("https://127.0.0.1/k8s/clusters/c-1", "127.0.0.1"),
-        ("https://[::1]:6443", "::1"),
-        ("https://[::1]", "::1"),
     ],
 )
 def test_the_address_that_faces_the_api_server_is_found(server: str, address: str) -> None:
@@ -43,3 +41,17 @@ def test_a_node_can_be_without_a_taint(key: str, taint: Taint | None, tmp_path: 
     settings = load_settings({"VKUBELET_TAINT_KEY": key}, tmp_path)
     (policy,) = policies_of(settings, address="203.0.113.46").values()
     assert policy.taint == taint
+
+
+@pytest.mark.parametrize(
+    ("listen", "address", "place"),
+    [
+        ("0.0.0.0", "203.0.113.46", "0.0.0.0"),  # noqa: S104 - as it is by default
+        ("0.0.0.0", "2001:db8::46", "::"),  # noqa: S104 - as it is by default
+        ("127.0.0.1", "2001:db8::46", "127.0.0.1"),
+        ("::", "203.0.113.46", "::"),
+    ],
+)
+def test_everywhere_is_where_the_node_is_reached(listen: str, address: str, place: str) -> None:
+    """In a cluster of IPv6 alone neither the API server nor a probe would find it."""
+    assert place_to_listen(listen, address) == place
