@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from gp4u.errors import BadInput
 from gp4u.kubelet.held import PodObject
-from gp4u.kubelet.spec.annotations import Expose, expose_of
+from gp4u.kubelet.spec.annotations import Expose, asks_for_relay, expose_of
 from gp4u.model import Endpoint
 from gp4u.providers.http import may_connect
 
@@ -127,6 +127,8 @@ def backing(
             continue
         if relay_ip is not None and protocol == "TCP":
             host, port = relay_ip, number
+        elif endpoint.url is not None and _awaits_relay(pod):
+            continue
         elif endpoint.url is not None:
             text = (
                 f"{title}: this market publishes port {number} at {endpoint.url} only; a Service "
@@ -241,6 +243,13 @@ def is_ours(slice_: Mapping[str, Any], node: str) -> bool:
     meta = slice_["metadata"]
     managed = (meta.get("labels") or {}).get(MANAGED_BY) == OURS
     return managed and (meta.get("annotations") or {}).get(NODE) == node
+
+
+def _awaits_relay(pod: PodObject) -> bool:
+    try:
+        return asks_for_relay(pod)
+    except BadInput:
+        return False  # it was refused at its admission
 
 
 def _oddities(spec: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

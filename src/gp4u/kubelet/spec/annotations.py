@@ -146,7 +146,7 @@ def wish_of(
     split = _given(said, "containers", _word("native", "split"), "native") == "split"
     if split and not policy.allow_split:
         raise BadInput(field_of("containers"), "split", f"node {policy.name} does not allow it")
-    relay = _given(said, "relay", _flag, False)
+    relay = asks_for_relay(pod)
     if relay and policy.relay_image is None:
         raise BadInput(field_of("relay"), "true", f"node {policy.name} has no relay image")
     return Wish(
@@ -171,6 +171,15 @@ def ships_api_access(pod: PodObject) -> bool:
         BadInput: the annotation is neither true nor false.
     """
     return _given(_said(pod), "api-access", _flag, False)
+
+
+def asks_for_relay(pod: PodObject) -> bool:
+    """Tell whether a pod shall have an address in the cluster.
+
+    Raises:
+        BadInput: the annotation is neither true nor false.
+    """
+    return _given(_said(pod), "relay", _flag, False)
 
 
 def expose_of(pod: PodObject) -> Expose:

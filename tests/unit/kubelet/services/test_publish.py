@@ -582,6 +582,22 @@ def test_a_machine_that_has_a_url_only_needs_a_relay() -> None:
     run_virtual(story)
 
 
+def test_a_pod_that_has_asked_for_a_relay_is_not_told_to() -> None:
+    """Its relay takes a moment to come; until then there is nothing for anybody to do."""
+
+    async def story() -> None:
+        async with world() as w:
+            pod = w.api.add(june(annotations={"gp4u.io/relay": "true"}))
+            w.api.add(service("june-stt", 8001))
+            url = Endpoint(container_port=8001, host="x.example", port=443, url="https://x.example")
+            w.set(pod, endpoints=(url,), ready=False)
+            await asyncio.sleep(1)
+            assert w.slices() == []
+            assert w.reasons() == []
+
+    run_virtual(story)
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
