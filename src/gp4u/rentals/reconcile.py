@@ -192,12 +192,18 @@ class Reconciler:
 
     async def _carry_out(self, provider: str, actions: Sequence[Action]) -> list[str]:
         newest: dict[str, Rental] = {}
+        overtaken: set[str] = set()
         problems = []
         for action in actions:
+            of = None if isinstance(action, ReleaseOrphan | Frozen) else action.rental.key
+            if of in overtaken:
+                continue  # all that was planned for it stood on what it was
             try:
                 await self._do(provider, action, newest)
             except StaleRental:
-                continue  # another process moved it first; the next tick sees what it made of it
+                # Somebody else moved it first; the next tick sees what they made of it.
+                if of is not None:
+                    overtaken.add(of)
             except ProviderError as error:
                 problems.append(str(error))
         return problems

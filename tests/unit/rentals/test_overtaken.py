@@ -1,0 +1,91 @@
+"""A rental that somebody else moves while what follows from a look is being done."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+
+import pytest
+from msgspec.structs import replace
+
+from gp4u.model import Instance, InstanceState
+from gp4u.rentals import rental as rentals
+from gp4u.rentals.rental import Rental, RentalState
+from tests.contract.conformance.in_memory import SPEC, Shop, Thing, Upright
+from tests.unit.rentals.builders import intended
+from tests.unit.rentals.test_abilities import Place, told
+from tests.virtual_loop import VirtualClock
+
+SETTLE = timedelta(seconds=5)
+
+
+class Slow(Upright):
+    """Takes its time to end a machine: something else happens meanwhile."""
+
+    spec = replace(SPEC, slug="vastai")
+
+    def __init__(self, shop: Shop) -> None:
+        super().__init__(shop)
+        self.shown_as: dict[str, InstanceState] = {}
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    def instance(self, thing: Thing) -> Instance:
+        state = self.shown_as.get(str(thing.number), InstanceState.RUNNING)
+        return replace(super().instance(thing), state=state)
+
+    async def release(self, instance_id: str) -> None:
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        await super().release(instance_id)
+
+
+@pytest.mark.parametrize("state", [InstanceState.RUNNING, InstanceState.FAILED])
+def test_nothing_more_is_done_for_a_rental_that_was_moved_meanwhile(
+    state: InstanceState, tmp_path: Path
+) -> None:
+    """The reply to its rent came while the look that adopts it was ending another machine.
+
+    What was planned for it stood on what it was: it is neither asked to end without that wish on
+    disk, nor told to have answered.
+    """
+
+    async def tale(place: Place) -> None:
+        market = place.reconciler._providers["vastai"]
+        assert isinstance(market, Slow)
+        at = VirtualClock().now()
+        old, new = await _made(place, "cli:old", 2), await _made(place, "cli:new", 1)
+        market.shown_as["101"] = state
+        await place.ledger.move(old, rentals.give_up(old, "asked", at=at), at=at)
+
+        async def confirmed() -> None:
+            market.meanwhile = None
+            now = rentals.confirm(new, "101", at=at, settle=SETTLE)
+            await place.ledger.move(new, now, at=at)
+
+        market.meanwhile = confirmed
+        tick = await place.reconciler.tick("vastai")
+
+        assert not tick.problems
+        assert [thing.alive for thing in place.shop.things] == [False, True]
+        now = await place.ledger.get(new.key)
+        assert now is not None
+        assert now.state is RentalState.STARTING
+
+        await place.reconciler.tick("vastai")
+        now = await place.ledger.get(new.key)
+        assert now is not None
+        failed = state is InstanceState.FAILED
+        assert now.state is (RentalState.RELEASING if failed else RentalState.RUNNING)
+
+    told(tale, tmp_path, Slow)
+
+
+async def _made(place: Place, owner: str, seconds: int) -> Rental:
+    """Return a rental that was intended so long ago, and of which the reply is still to come."""
+    at = VirtualClock().now() - timedelta(seconds=seconds)
+    made = replace(intended(owner), key=place.ledger.mint(Random(owner)), intended_at=at)
+    await place.ledger.intend(made, b"{}")
+    place.shop.make(made.key, ())
+    return made
