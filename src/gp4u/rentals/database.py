@@ -158,7 +158,8 @@ class Sqlite:
         Raises:
             LedgerUnusable: it cannot be made.
         """
-        self.path = path
+        # SQLite follows links: its log is beside the file itself, and our lock has to be there too.
+        self.path = path = path and Path(os.path.realpath(path))
         self.name = str(path or "in memory")
         self.on_commit: Callable[[float], None] | None = None
         self._committed = self._on_disk = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from gp4u.errors import LedgerUnusable
+from gp4u.errors import LedgerLocked, LedgerUnusable
 from gp4u.rentals.database import Database, open_database
 from gp4u.rentals.ledger import open_ledger
 from tests.unit.rentals.builders import intended
@@ -87,3 +87,25 @@ async def test_a_disk_that_fails_lets_nothing_be_rented(tmp_path: Path, disk: Di
                 await write(ledger.database)
         with pytest.raises(LedgerUnusable):
             await ledger.intend(intended(), b"{}")
+
+
+async def test_a_ledger_behind_a_link_waits_for_the_real_one(tmp_path: Path, disk: Disk) -> None:
+    """SQLite keeps its log beside the file that a link leads to, and not beside the link."""
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "ledger.db").symlink_to(tmp_path / "volume" / "real.db")
+    async with open_database(f"sqlite:///{tmp_path}/ledger.db") as database:
+        await write(database)
+    assert disk.flushed == ["real.db-wal", "volume"]
+
+
+async def test_a_link_to_a_ledger_is_held_with_it(tmp_path: Path) -> None:
+    """Under whichever name two processes know it: only one may reconcile."""
+    (tmp_path / "link.db").symlink_to(tmp_path / "ledger.db")
+    async with (
+        open_ledger(f"sqlite:///{tmp_path}/ledger.db") as one,
+        open_ledger(f"sqlite:///{tmp_path}/link.db") as other,
+        one.hold(),
+    ):
+        with pytest.raises(LedgerLocked):
+            async with other.hold():
+                pass
