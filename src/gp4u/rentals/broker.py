@@ -497,33 +497,38 @@ class Broker:
         at = self._clock.now()
         settle = self._reconciler.policy(intent.provider).settle
         instance_id = error.instance_id if isinstance(error, Refused) else None
+        after = rentals.give_up(
+            intent, _reason(error), at=at, provable_at=at + settle, instance_id=instance_id
+        )
+        text = f"{_reason(error)}: {error.detail}"
         try:
-            rental = await self._ledger.move(
-                intent,
-                rentals.give_up(
-                    intent,
-                    _reason(error),
-                    at=at,
-                    provable_at=at + settle,
-                    instance_id=instance_id,
-                ),
-                at=at,
-                text=f"{_reason(error)}: {error.detail}",
-            )
-            if instance_id is None and not self._reconciler.policy(intent.provider).labelled:
-                # No listing could prove it; the market's own no is all the proof there is.
-                text = "the market said no"
-                rental = await self._ledger.move(
-                    rental, rentals.close(rental, at=at), at=at, text=text
-                )
+            rental = await self._ledger.move(intent, after, at=at, text=text)
+            rental = await self._close_unlisted(rental, at)
         except StaleRental:
-            rental = await self._read(intent.key)
+            # A listing has settled it, or somebody released it: the market's word adds to that.
+            if instance_id is not None:
+                rental = await self._learn(intent.key, instance_id, at)
+            else:
+                rental = await self._close_unlisted(await self._read(intent.key), at)
             _check_wanted(rental)
         if isinstance(error, OfferGone):
             self._cool((intent.provider, intent.offer_id))
         tell(Dropped(rental, _reason(error)))
         if isinstance(error, Throttled):
             await asyncio.sleep(min(THROTTLED_WAIT_S, error.retry_after_s or THROTTLED_WAIT_S))
+
+    async def _close_unlisted(self, rental: Rental, at: datetime) -> Rental:
+        """Close what no listing could prove absent: the market's own no is all the proof there is.
+
+        Raises:
+            StaleRental: somebody moved it meanwhile.
+        """
+        labelled = self._reconciler.policy(rental.provider).labelled
+        unknown = rental.state is RentalState.RELEASING and rental.instance_id is None
+        if labelled or not unknown:
+            return rental
+        after = rentals.close(rental, at=at)
+        return await self._ledger.move(rental, after, at=at, text="the market said no")
 
     async def _follow(self, rental: Rental, tell: Tell) -> Rental:
         """Look at the provider until the rental runs or is no longer live."""

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from gp4u.book import Book, TtlPolicy
 from gp4u.errors import (
     BadInput,
+    CalledOff,
     Denied,
     OfferGone,
     OutcomeUnknown,
@@ -105,6 +106,20 @@ class Bigger(Upright):
 
     def rent_calls(self, offer: Offer, workload: Workload, key: RentalKey) -> tuple[Call, ...]:
         return super().rent_calls(offer, replace(workload, beside=()), key)
+
+
+class CalledOffMeanwhile(Unlabelled):
+    """Says no to a rent that its owner calls off before the no is there."""
+
+    place: ClassVar[Place]
+    made: ClassVar[bool]
+
+    async def rent(
+        self, offer: Offer, workload: Workload, key: RentalKey, *, choose: Choose | None = None
+    ) -> str:
+        await self.place.broker.call_off(key, reason="pod deleted")
+        own = str(self.shop.make(key, ()).number) if self.made else None
+        raise Refused("shop", "rent", "no", code="bad_bid", instance_id=own)
 
 
 @asynccontextmanager
@@ -263,6 +278,24 @@ def test_a_clear_no_without_labels_needs_no_listing(tmp_path: Path) -> None:
         place.shop.struck.clear()
 
     told(tale, tmp_path, Unlabelled, allow_unlabelled=True)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_no_that_comes_after_it_was_called_off_is_written_down_without_labels(
+    tmp_path: Path, made: bool
+) -> None:
+    """No listing shows it: what the market said is all that anybody will ever know of it."""
+
+    async def tale(place: Place) -> None:
+        CalledOffMeanwhile.place, CalledOffMeanwhile.made = place, made
+        with pytest.raises(CalledOff):
+            await place.rent()
+        await place.look(times=40)
+
+        assert [thing.alive for thing in place.shop.things] == [False] * made
+        assert (await place.newest()).state is RentalState.RELEASED
+
+    told(tale, tmp_path, CalledOffMeanwhile, allow_unlabelled=True)
 
 
 def test_a_market_that_cannot_run_the_workload_is_passed_over_with_a_reason(tmp_path: Path) -> None:
