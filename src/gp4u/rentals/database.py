@@ -183,7 +183,8 @@ class Sqlite:
         if verdict != "ok":
             raise LedgerUnusable(f"the ledger is corrupt: {verdict}")
         if self.path is not None:
-            self.path.chmod(0o600)
+            with self._told():
+                self.path.chmod(0o600)
 
     @asynccontextmanager
     async def writing(self, *, durable: bool = True) -> AsyncIterator[Session]:
@@ -213,15 +214,17 @@ class Sqlite:
             yield
             return
         lock = self.path.with_name(self.path.name + ".lock")
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        with self._told():
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
-                raise LedgerLocked(self.name, holder) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
+            with self._told():
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
+                    raise LedgerLocked(self.name, holder) from None
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
             yield
         finally:
             os.close(descriptor)
@@ -240,6 +243,14 @@ class Sqlite:
                     f"the ledger {self.name} did not get to disk: {error}"
                 ) from error
             self._on_disk = now
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell what the file system declines as trouble with the ledger."""
+        try:
+            yield
+        except OSError as error:
+            raise LedgerUnusable(f"the ledger {self.name}: {error}") from error
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

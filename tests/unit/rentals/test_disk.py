@@ -109,3 +109,26 @@ async def test_a_link_to_a_ledger_is_held_with_it(tmp_path: Path) -> None:
         with pytest.raises(LedgerLocked):
             async with other.hold():
                 pass
+
+
+async def test_a_lock_that_cannot_be_asked_is_trouble_with_the_ledger(tmp_path: Path) -> None:
+    """Whoever starts a server hears what is wrong, and not of a bug."""
+    (tmp_path / "ledger.db.lock").mkdir()
+    async with open_ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        with pytest.raises(LedgerUnusable, match=r"ledger\.db\.lock"):
+            async with ledger.hold():
+                pass
+
+
+async def test_a_ledger_whose_file_is_somebody_elses_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume may let us write a file that we may not close to others."""
+
+    def chmod(_path: object, _mode: int, **_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    with pytest.raises(LedgerUnusable, match="Operation not permitted"):
+        async with open_ledger(f"sqlite:///{tmp_path}/ledger.db"):
+            pass
