@@ -352,14 +352,17 @@ class Broker:
         Raises:
             BadInput: there is no such rental.
         """
-        rental = await self._begin_release(key, "forgotten_by_user")
-        if not rental.is_open:
-            return rental
-        at = self._clock.now()
         text = "closed on the user's word; nothing was proved"
-        return await self._ledger.move(
-            rental, rentals.close(rental, at=at), at=at, kind="forgotten", text=text
-        )
+        while True:
+            rental = await self._begin_release(key, "forgotten_by_user")
+            if not rental.is_open:
+                return rental
+            at = self._clock.now()
+            after = rentals.close(rental, at=at)
+            try:
+                return await self._ledger.move(rental, after, at=at, kind="forgotten", text=text)
+            except StaleRental:
+                continue  # somebody moved it meanwhile: read again
 
     async def _begin_release(self, key: RentalKey, reason: str) -> Rental:
         while True:

@@ -12,9 +12,13 @@ import pytest
 import sqlalchemy as sa
 
 from gp4u.errors import LedgerLocked, LedgerUnusable
+from gp4u.rentals import rental as rentals
 from gp4u.rentals.database import Database, open_database
 from gp4u.rentals.ledger import open_ledger
-from tests.unit.rentals.builders import intended
+from gp4u.rentals.rental import RentalState
+from tests.contract.conformance.in_memory import Upright
+from tests.unit.rentals.builders import AT, POLICY, intended
+from tests.unit.rentals.test_abilities import opened
 
 
 class Disk:
@@ -132,3 +136,21 @@ async def test_a_ledger_whose_file_is_somebody_elses_is_refused(
     with pytest.raises(LedgerUnusable, match="Operation not permitted"):
         async with open_ledger(f"sqlite:///{tmp_path}/ledger.db"):
             pass
+
+
+async def test_what_is_being_forgotten_may_be_moved_meanwhile(tmp_path: Path, disk: Disk) -> None:
+    """A look goes on with its end while the wish to end it waits for the disk."""
+    async with opened(tmp_path, Upright) as place:
+        made = intended()
+        await place.ledger.intend(made, b"{}")
+        disk.goes_on.clear()
+        async with asyncio.TaskGroup() as group:
+            forgetting = group.create_task(place.broker.forget(made.key))
+            now = made
+            while now.is_live:
+                await asyncio.sleep(0)
+                (now,) = await place.ledger.open_rentals()
+            asked = rentals.release_tried(now, at=AT, settle=POLICY.settle)
+            await place.ledger.move(now, asked, at=AT, durable=False)
+            disk.goes_on.set()
+        assert forgetting.result().state is RentalState.RELEASED
