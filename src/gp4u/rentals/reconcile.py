@@ -20,7 +20,9 @@ from gp4u.clock import Clock
 from gp4u.errors import (
     CircuitBreakerOpen,
     Denied,
+    Fenced,
     InstanceAbsent,
+    LedgerUnusable,
     OutcomeUnknown,
     ProviderError,
     RateLimitExceeded,
@@ -121,6 +123,7 @@ class Reconciler:
 
         Raises:
             ProviderError: the listing failed; nothing was concluded.
+            LedgerUnusable: it cannot be read, or did not take a move; the rest was done.
         """
         async with self._listing_locks[provider]:
             account = await self.account(provider)
@@ -194,18 +197,29 @@ class Reconciler:
         newest: dict[str, Rental] = {}
         overtaken: set[str] = set()
         problems = []
+        unwritten: LedgerUnusable | None = None
         for action in actions:
-            of = None if isinstance(action, ReleaseOrphan | Frozen) else action.rental.key
-            if of in overtaken:
+            of = None if isinstance(action, ReleaseOrphan | Frozen) else action.rental
+            if of is not None and of.key in overtaken:
                 continue  # all that was planned for it stood on what it was
             try:
                 await self._do(provider, action, newest)
             except StaleRental:
                 # Somebody else moved it first; the next tick sees what they made of it.
                 if of is not None:
-                    overtaken.add(of)
+                    overtaken.add(of.key)
             except ProviderError as error:
                 problems.append(str(error))
+            except Fenced:
+                raise
+            except LedgerUnusable as error:
+                # What is to end costs money until it is asked for; what is not, ends by no wish
+                # that is not on disk.
+                unwritten = unwritten or error
+                if of is not None and of.is_live:
+                    overtaken.add(of.key)
+        if unwritten is not None:
+            raise unwritten
         return problems
 
     async def _do(self, provider: str, action: Action, newest: dict[str, Rental]) -> None:
@@ -315,7 +329,9 @@ class Reconciler:
                 continue
             try:
                 await self._release(rental, rental.instance_id)
-            except (ProviderError, StaleRental):
+            except Fenced:
+                raise
+            except (ProviderError, StaleRental, LedgerUnusable):
                 continue
 
     async def _release(self, before: Rental, instance_id: str) -> Rental:

@@ -1,4 +1,4 @@
-"""A rental that somebody else moves while what follows from a look is being done."""
+"""What follows from a look, where a rental moves meanwhile or the ledger takes no move."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import sqlalchemy as sa
 from msgspec.structs import replace
 
+from gp4u.errors import LedgerUnusable, Unavailable
 from gp4u.model import Instance, InstanceState
 from gp4u.rentals import rental as rentals
 from gp4u.rentals.rental import Rental, RentalState
+from gp4u.testing import Act, Trouble
 from tests.contract.conformance.in_memory import SPEC, Shop, Thing, Upright
 from tests.unit.rentals.builders import intended
 from tests.unit.rentals.test_abilities import Place, told
@@ -89,3 +92,53 @@ async def _made(place: Place, owner: str, seconds: int) -> Rental:
     await place.ledger.intend(made, b"{}")
     place.shop.make(made.key, ())
     return made
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_wished_ends_are_asked_for_while_the_ledger_takes_no_writes(
+    listed: bool, tmp_path: Path
+) -> None:
+    """A full disk stops what is new; what is to end costs money until its market is asked."""
+
+    async def tale(place: Place) -> None:
+        at = VirtualClock().now()
+        for number, owner in enumerate(("cli:a", "cli:b", "cli:c")):
+            made = await _made(place, owner, 9 - number)
+            held = rentals.confirm(made, str(100 + number), at=at, settle=SETTLE)
+            await place.ledger.move(made, held, at=at)
+            if owner != "cli:c":
+                await place.ledger.move(held, rentals.give_up(held, "asked", at=at), at=at)
+        await _take_no_writes(place)
+        if not listed:
+            place.shop.struck[Act.INSTANCES] = Trouble.SERVER_ERROR
+
+        with pytest.raises(LedgerUnusable if listed else Unavailable):
+            await place.reconciler.tick("vastai")
+
+        assert [thing.alive for thing in place.shop.things] == [False, False, True]
+
+    told(tale, tmp_path, Slow)
+
+
+def test_nothing_is_ended_whose_end_could_not_be_written(tmp_path: Path) -> None:
+    """It has no future, but its owner was not told so."""
+
+    async def tale(place: Place) -> None:
+        market = place.reconciler._providers["vastai"]
+        assert isinstance(market, Slow)
+        await _made(place, "cli:a", 1)
+        market.shown_as["100"] = InstanceState.FAILED
+        await _take_no_writes(place)
+
+        with pytest.raises(LedgerUnusable):
+            await place.reconciler.tick("vastai")
+
+        assert [thing.alive for thing in place.shop.things] == [True]
+
+    told(tale, tmp_path, Slow)
+
+
+async def _take_no_writes(place: Place) -> None:
+    await place.reconciler.account("vastai")  # is on record before the disk is full
+    async with place.ledger.database.reading() as db:
+        await db.execute(sa.text("PRAGMA query_only = ON"))
