@@ -55,6 +55,8 @@ BILL_PAUSE: Final = timedelta(hours=1)
 """Between two looks at a bill that may yet grow."""
 BILL_RETRY: Final = timedelta(minutes=1)
 """After a look that failed."""
+PROBES_AT_ONCE: Final = 32
+"""Of one look."""
 
 
 class Tick(Struct, frozen=True, kw_only=True):
@@ -196,12 +198,14 @@ class Reconciler:
     async def _carry_out(self, provider: str, actions: Sequence[Action]) -> list[str]:
         newest: dict[str, Rental] = {}
         overtaken: set[str] = set()
-        problems = []
-        unwritten: LedgerUnusable | None = None
-        for action in actions:
+        problems: list[str] = []
+        unwritten: list[LedgerUnusable] = []
+        turns = asyncio.Semaphore(PROBES_AT_ONCE)
+
+        async def attempt(action: Action) -> None:
             of = None if isinstance(action, ReleaseOrphan | Frozen) else action.rental
             if of is not None and of.key in overtaken:
-                continue  # all that was planned for it stood on what it was
+                return  # all that was planned for it stood on what it was
             try:
                 await self._do(provider, action, newest)
             except StaleRental:
@@ -210,16 +214,29 @@ class Reconciler:
                     overtaken.add(of.key)
             except ProviderError as error:
                 problems.append(str(error))
-            except Fenced:
-                raise
             except LedgerUnusable as error:
                 # What is to end costs money until it is asked for; what is not, ends by no wish
                 # that is not on disk.
-                unwritten = unwritten or error
+                unwritten.append(error)
                 if of is not None and of.is_live:
                     overtaken.add(of.key)
-        if unwritten is not None:
-            raise unwritten
+
+        async def ask(probe: Probe) -> None:
+            async with turns:
+                await attempt(probe)
+
+        probes = [action for action in actions if isinstance(action, Probe)]
+        for action in actions:
+            if not isinstance(action, Probe):
+                await attempt(action)
+            if unwritten and isinstance(unwritten[-1], Fenced):
+                raise unwritten[-1]
+        # Last and side by side: a workload that says nothing keeps others waiting for seconds.
+        async with asyncio.TaskGroup() as group:
+            for probe in probes:
+                group.create_task(ask(probe))
+        if unwritten:
+            raise unwritten[0]
         return problems
 
     async def _do(self, provider: str, action: Action, newest: dict[str, Rental]) -> None:

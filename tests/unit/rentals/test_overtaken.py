@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -12,8 +13,10 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from gp4u.errors import LedgerUnusable, Unavailable
-from gp4u.model import Instance, InstanceState
+from gp4u.model import Endpoint, HealthCheck, Instance, InstanceState
 from gp4u.rentals import rental as rentals
+from gp4u.rentals.plan import Probe
+from gp4u.rentals.probe import PROBE_TIMEOUT_S, Prober
 from gp4u.rentals.rental import Rental, RentalState
 from gp4u.testing import Act, Trouble
 from tests.contract.conformance.in_memory import SPEC, Shop, Thing, Upright
@@ -42,6 +45,17 @@ class Slow(Upright):
         if self.meanwhile is not None:
             await self.meanwhile()
         await super().release(instance_id)
+
+
+class Mute(Prober):
+    """Asks workloads that take every connection and never answer."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_loopback=False)
+
+    async def healthy(self, endpoints: Iterable[Endpoint], checks: Iterable[HealthCheck]) -> str:
+        await asyncio.sleep(PROBE_TIMEOUT_S)
+        return "no answer"
 
 
 @pytest.mark.parametrize("state", [InstanceState.RUNNING, InstanceState.FAILED])
@@ -142,3 +156,21 @@ async def _take_no_writes(place: Place) -> None:
     await place.reconciler.account("vastai")  # is on record before the disk is full
     async with place.ledger.database.reading() as db:
         await db.execute(sa.text("PRAGMA query_only = ON"))
+
+
+def test_workloads_that_say_nothing_are_asked_side_by_side(tmp_path: Path) -> None:
+    """Each takes five seconds to fail, and meanwhile nobody's wished end is asked for."""
+
+    async def tale(place: Place) -> None:
+        place.reconciler._prober = Mute()
+        for number in range(20):
+            await _made(place, f"cli:{number}", 30 - number)
+        began = asyncio.get_running_loop().time()
+
+        tick = await place.reconciler.tick("vastai")
+
+        assert asyncio.get_running_loop().time() - began <= 2 * PROBE_TIMEOUT_S
+        assert sum(isinstance(action, Probe) for action in tick.actions) == 20
+        assert set(place.reconciler.probes.values()) == {"no answer"}
+
+    told(tale, tmp_path, Slow)
