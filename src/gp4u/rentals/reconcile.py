@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
@@ -469,7 +470,8 @@ class Reconciler:
             elif not rental.is_open and not shown.intersection(
                 (rental.instance_id, *rental.others)
             ):
-                await self._settle_bill(rental)
+                with suppress(StaleRental):  # somebody booked more on it: it stays due
+                    await self._settle_bill(rental)
 
 
 def _is_paid_by(rental: Rental, account: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 
@@ -40,6 +41,11 @@ class Slow(Upright):
     def instance(self, thing: Thing) -> Instance:
         state = self.shown_as.get(str(thing.number), InstanceState.RUNNING)
         return replace(super().instance(thing), state=state)
+
+    async def billed(self, instance_id: str) -> Decimal | None:
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return await super().billed(instance_id)
 
     async def release(self, instance_id: str) -> None:
         if self.meanwhile is not None:
@@ -95,6 +101,35 @@ def test_nothing_more_is_done_for_a_rental_that_was_moved_meanwhile(
         assert now is not None
         failed = state is InstanceState.FAILED
         assert now.state is (RentalState.RELEASING if failed else RentalState.RUNNING)
+
+    told(tale, tmp_path, Slow)
+
+
+def test_a_bill_that_is_overtaken_is_read_again_later(tmp_path: Path) -> None:
+    """Somebody else books an orphan on the rental while its bill is asked for."""
+
+    async def tale(place: Place) -> None:
+        market = place.reconciler._providers["vastai"]
+        assert isinstance(market, Slow)
+        at = VirtualClock().now()
+        made = await _made(place, "cli:a", 1)
+        place.shop.find("100").alive = False
+        ended = rentals.close(rentals.give_up(made, "asked", at=at, instance_id="100"), at=at)
+        await place.ledger.move(made, ended, at=at)
+        await place.reconciler.recall_bills()
+
+        async def booked() -> None:
+            market.meanwhile = None
+            await place.ledger.move(ended, rentals.add_other(ended, "101"), at=at)
+
+        market.meanwhile = booked
+        await place.reconciler.tick("vastai")
+        await asyncio.sleep(60)
+        await place.reconciler.tick("vastai")
+
+        now = await place.ledger.get(made.key)
+        assert now is not None
+        assert (now.others, now.billed_usd) == (("101",), Decimal("0.04"))
 
     told(tale, tmp_path, Slow)
 
