@@ -43,6 +43,8 @@ UNPACK_BYTES: Final = 1024 * 1024
 """Of a compressed body at one go; everybody else has a turn in between."""
 MAX_STREAM_BYTES: Final = 4 * 1024 * 1024
 """Cap on what is taken of a stream that may never end."""
+LISTEN_S: Final = 10.0
+"""For so long a stream that is never silent is read."""
 MAX_URL: Final = 2048
 _SHORTEST_SECRET: Final = 8
 """A shorter key is not blotted out of replies: it could be any number in them."""
@@ -230,7 +232,7 @@ class Http:
     ) -> bytes:
         """Read a stream until it ends, is silent for `for_s`, or holds `max_bytes`.
 
-        Safe to repeat, so only for reads.
+        One that goes on is left after `LISTEN_S`. Safe to repeat, so only for reads.
 
         Raises:
             Unavailable: not even its head came.
@@ -244,15 +246,16 @@ class Http:
             async with self._sent(operation, request) as response:
                 chunks = aiter(response.aiter_raw())
                 try:
-                    while len(body) < max_bytes:
-                        async with asyncio.timeout(for_s):
-                            body += await anext(chunks)
+                    async with asyncio.timeout(LISTEN_S):
+                        while len(body) < max_bytes:
+                            async with asyncio.timeout(for_s):
+                                body += await anext(chunks)
                 except (StopAsyncIteration, TimeoutError):
                     pass  # it ended, or has told all it has for now
             return self._reply(response, bytes(body[:max_bytes]))
 
         reply = await self._guarded(
-            operation, beginning, safe=True, timeout_s=self._timeout_s + for_s
+            operation, beginning, safe=True, timeout_s=self._timeout_s + LISTEN_S + for_s
         )
         return reply.content
 

@@ -10,6 +10,7 @@ import re
 import traceback
 import tracemalloc
 import zlib
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -533,3 +534,23 @@ async def test_a_stream_that_cannot_be_reached_is_known_not_to_have_been_asked()
         error = await caught(http.collect("logs", call, for_s=0.1))
     assert isinstance(error, Unavailable)
     assert error.sent is False
+
+
+async def test_a_stream_that_is_never_silent_is_left_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A log with a line every second is worth reading too; what came so far is what there is."""
+    monkeypatch.setattr("gp4u.providers.http.LISTEN_S", 0.3)
+
+    async def chatty(_wire: Wire, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        with suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"data: a\n\n")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    async with serving(chatty) as wire, client(timeout_s=0.5) as http:
+        told = await http.collect("logs", Call(method="GET", url=wire.url), for_s=0.2)
+    assert told.startswith(b"data: a\n\ndata: a\n\n")
+    assert len(wire.heads) == 1
