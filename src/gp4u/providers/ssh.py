@@ -130,6 +130,10 @@ class Ssh:
                     term_type="xterm-256color" if tty else None,
                     encoding=None,
                 )
+        except library.ChannelOpenError as error:
+            # The connection is well, and others of ours are open over it.
+            told = harmless(error.reason, 120)
+            raise Unavailable(self._slug, "exec", f"by SSH: {told}") from error
         except (library.Error, OSError, TimeoutError) as error:
             self._forget(instance_id, connection)
             raise self._unavailable("exec", error) from error

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncssh
 import pytest
@@ -27,10 +28,12 @@ def way(pins: dict[str, str] | None = None, *, secret: bytes = b"secret") -> Ssh
 class Machine:
     """A server that lets in the keys it was told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int = 100) -> None:
+        """`most` sessions are let in."""
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
         self.keys: set[str] = set()
-        self.logins = 0
+        self.logins = self.sessions = 0
+        self.most = most
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[Address]:
@@ -44,6 +47,13 @@ class Machine:
             def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
                 inside.append(conn)
 
+            def session_requested(self) -> Any:
+                machine.sessions += 1
+                if machine.sessions > machine.most:
+                    raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "no more")
+                channel = inside[-1].create_server_channel(encoding=None)
+                return channel, asyncssh.SSHServerProcess(serve, None, 3, False)
+
             def public_key_auth_supported(self) -> bool:
                 return True
 
@@ -55,7 +65,8 @@ class Machine:
                 machine.logins += 1
 
         async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
-            process.stdout.write((process.command or "").encode())
+            told = (process.command or "").encode()
+            process.stdout.write(await process.stdin.read() if told == b"cat" else told)
             process.exit(0)
 
         listener = await asyncssh.listen(
@@ -63,8 +74,6 @@ class Machine:
             0,
             server_factory=Server,
             server_host_keys=[self.host_key],
-            process_factory=serve,
-            encoding=None,
         )
         try:
             yield Address("127.0.0.1", listener.get_port())
@@ -185,3 +194,19 @@ async def test_without_the_library_the_extra_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "asyncssh", None)
     with pytest.raises(Refused, match=r"gp4u\[ssh\]"):
         await way().session("7", KEY, [Address("127.0.0.1", 1)], "hello", tty=False)
+
+
+async def test_a_machine_that_takes_no_further_session_keeps_those_it_has() -> None:
+    """SSH servers bound the sessions of a connection: ten at most, as OpenSSH comes."""
+    machine, way_in = Machine(most=1), way()
+    machine.keys.add(public(way_in))
+    async with machine.up() as address:
+        first = await way_in.session("7", KEY, [address], "cat", tty=False)
+        with pytest.raises(Unavailable, match="no more"):
+            await way_in.session("7", KEY, [address], "hello", tty=False)
+        await first.send(b"still here")
+        await first.end_input()
+        assert [data async for _, data in first.output()] == [b"still here"]
+        assert machine.logins == 1
+        await first.aclose()
+        await way_in.aclose()
