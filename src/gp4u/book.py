@@ -316,7 +316,9 @@ class Book:
             shelf.hits += 1
             wait.shorten()
             return
-        async with page.lock:
+        if not await wait.for_turn(page.lock):
+            return  # who fetches it will tell what came of it
+        try:
             if now() < page.fresh_until:  # somebody else has fetched it meanwhile
                 shelf.hits += 1
                 wait.shorten()
@@ -343,6 +345,8 @@ class Book:
             page.fresh_until = now() + ttl_s if page.doubts == doubts else 0.0
             if entry.is_kept:
                 self._tell(page)
+        finally:
+            page.lock.release()
 
     def _merge(self, pages: tuple[_Page, ...]) -> Snapshot:
         now = self._clock.now()
@@ -389,6 +393,19 @@ class _Wait:
             for limit in self._limits:
                 if not limit.expired():
                     limit.reschedule(until)
+
+    async def for_turn(self, lock: asyncio.Lock) -> bool:
+        """Take a lock; False: who has it kept it for too long."""
+        limit = asyncio.timeout_at(self._until)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                await lock.acquire()
+        except TimeoutError:
+            return False
+        finally:
+            self._limits.discard(limit)
+        return True
 
     async def for_offers(self, provider: Provider, query: Query) -> OfferPage:
         """Search.

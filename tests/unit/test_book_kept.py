@@ -14,6 +14,7 @@ import structlog
 
 from gp4u.book import (
     GRACE_S,
+    LAGGARD_S,
     LEAST_APART_S,
     MAX_QUERIES,
     STANDING,
@@ -254,3 +255,19 @@ def test_a_column_of_one_value_takes_no_room() -> None:
     varying = [msgspec.structs.replace(offer("a", n), reliability=n / 7) for n in range(5)]
     (part,) = stretches(varying, taken_at=EPOCH)
     assert part.columns.reliability.tolist() == [n / 7 for n in range(5)]
+
+
+def test_a_fetch_of_somebody_else_that_hangs_holds_up_a_reader_only_so_long() -> None:
+    """A server keeps the query warm; who reads it while one market hangs has the others' offers."""
+
+    async def scenario() -> None:
+        good, hanging = Market("a"), Market("b", takes_s=1e6)
+        book = book_of(good, hanging)
+        async with kept(book):
+            await asyncio.sleep(1)
+            began = asyncio.get_running_loop().time()
+            assert ids(await book.snapshot(STANDING)) == [("a", "1")]
+            assert asyncio.get_running_loop().time() - began <= LAGGARD_S
+        assert len(hanging.asked) == 1
+
+    run_virtual(scenario)
