@@ -227,6 +227,8 @@ class Ssh:
                 except library.HostKeyNotVerifiable as error:
                     text = "the machine's host key is not the one that it had"
                     raise Malformed(self._slug, operation, text) from error
+                except ProviderError as error:  # its name or address leads nowhere
+                    trouble = trouble or error
                 except (library.Error, OSError, TimeoutError) as error:
                     trouble = trouble or self._unavailable(operation, error)
             if not unknown or loop.time() >= until:

@@ -210,3 +210,15 @@ async def test_a_machine_that_takes_no_further_session_keeps_those_it_has() -> N
         assert machine.logins == 1
         await first.aclose()
         await way_in.aclose()
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "no such name"])
+async def test_an_address_that_leads_nowhere_does_not_hide_the_next_one(host: str) -> None:
+    """A machine behind a router may tell its inner address; the market's proxy is there."""
+    machine, way_in = Machine(), way()
+    machine.keys.add(public(way_in))
+    async with machine.up() as address:
+        session = await way_in.session("7", KEY, [Address(host, 22), address], "hello", tty=False)
+        assert [data async for _, data in session.output()] == [b"hello"]
+        await session.aclose()
+        await way_in.aclose()
