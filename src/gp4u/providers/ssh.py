@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from gp4u.errors import Malformed, ProviderError, Refused, Unavailable
+from gp4u.errors import BadInput, Malformed, ProviderError, Refused, Unavailable
 from gp4u.model import RentalKey
 from gp4u.providers.http import addresses_of, harmless, may_connect
 from gp4u.providers.session import Link, Session, Stream
@@ -166,7 +166,8 @@ class Ssh:
         connection = self._open.pop(instance_id, None)
         if connection is not None:
             connection.abort()
-        self._pins.pop(instance_id, None)
+        with suppress(BadInput):  # their file is of no use: no reason why a release should fail
+            self._pins.pop(instance_id, None)
         self._locks.pop(instance_id, None)
 
     async def aclose(self) -> None:

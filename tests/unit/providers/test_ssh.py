@@ -6,14 +6,16 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import asyncssh
 import pytest
 
-from gp4u.errors import Malformed, Refused, Unavailable
+from gp4u.errors import BadInput, Malformed, Refused, Unavailable
 from gp4u.model import RentalKey
 from gp4u.providers import ssh
+from gp4u.providers.pins import FilePins
 from gp4u.providers.session import Stream
 from gp4u.providers.ssh import Address, Ssh
 
@@ -222,3 +224,20 @@ async def test_an_address_that_leads_nowhere_does_not_hide_the_next_one(host: st
         assert [data async for _, data in session.output()] == [b"hello"]
         await session.aclose()
         await way_in.aclose()
+
+
+@pytest.mark.parametrize("trouble", ["unreadable", "read-only"])
+async def test_a_machine_that_is_gone_is_forgotten_whatever_the_file_of_host_keys(
+    tmp_path: Path, trouble: str
+) -> None:
+    """A release must not fail by a file that only exec needs."""
+    path = tmp_path / "known_hosts.json"
+    path.mkdir()
+    pins = FilePins(path)
+    if trouble == "read-only":
+        pins._read = {"7": "ssh-ed25519 AAAA"}
+    way_in = Ssh("vastai", secret=b"secret", pins=pins, allow_loopback=True)
+    way_in.forget("7")
+    if trouble == "unreadable":
+        with pytest.raises(BadInput, match="GP4U_KNOWN_HOSTS"):
+            await way_in.session("7", KEY, [Address("192.0.2.1", 22)], "hello", tty=False)
