@@ -66,9 +66,9 @@ class FilePins(MutableMapping[str, str]):
         kept = self._kept
         for instance_id in list(kept)[: max(0, len(kept) - MOST)]:
             del kept[instance_id]
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft.write_bytes(msgspec.json.encode(kept))
             draft.replace(self._path)
         except OSError as error:

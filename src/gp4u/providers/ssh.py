@@ -270,7 +270,11 @@ class Ssh:
                 compression_algs=None,
             )
         if pinned is None and seen:
-            self._pins[instance_id] = seen[-1]
+            try:
+                self._pins[instance_id] = seen[-1]
+            except BadInput:
+                connection.abort()
+                raise
         return connection
 
     async def _checked(self, operation: str, address: Address) -> str:

@@ -64,3 +64,9 @@ def test_the_oldest_pins_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pins[str(number)] = "key"
 
     assert list(pins) == ["2", "3", "4"]
+
+
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    """As on a read-only root: what the market has to do with it must not be asked."""
+    with pytest.raises(BadInput, match="GP4U_KNOWN_HOSTS"):
+        FilePins(Path("/proc/gp4u/known_hosts.json"))["901"] = "a"

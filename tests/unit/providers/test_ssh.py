@@ -36,12 +36,12 @@ class Machine:
         self.keys: set[str] = set()
         self.logins = self.sessions = 0
         self.most = most
+        self.inside: list[asyncssh.SSHServerConnection] = []
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[Address]:
         """Listen for as long as the block lasts."""
-        machine = self
-        inside: list[asyncssh.SSHServerConnection] = []
+        machine, inside = self, self.inside
 
         class Server(asyncssh.SSHServer):
             """Counts who comes in."""
@@ -241,3 +241,21 @@ async def test_a_machine_that_is_gone_is_forgotten_whatever_the_file_of_host_key
     if trouble == "unreadable":
         with pytest.raises(BadInput, match="GP4U_KNOWN_HOSTS"):
             await way_in.session("7", KEY, [Address("192.0.2.1", 22)], "hello", tty=False)
+
+
+async def test_a_connection_whose_trust_cannot_be_kept_is_given_up() -> None:
+    """Else each try leaves one behind, open for as long as both ends live."""
+    machine = Machine()
+    way_in = Ssh(
+        "vastai",
+        secret=b"secret",
+        pins=FilePins(Path("/proc/gp4u/known_hosts.json")),
+        allow_loopback=True,
+    )
+    machine.keys.add(public(way_in))
+    async with machine.up() as address:
+        with pytest.raises(BadInput, match="GP4U_KNOWN_HOSTS"):
+            await way_in.session("7", KEY, [address], "hello", tty=False)
+        assert machine.logins == 1
+        async with asyncio.timeout(5):
+            await machine.inside[0].wait_closed()
