@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CONNECT_S: Final = 10.0
 MAX_MESSAGE: Final = 1 << 20
+GOODBYE_S: Final = 1.0
+"""For so long a host that is left may still take what was written; it need never read again."""
 
 
 class Closed(Exception):
@@ -95,12 +97,17 @@ async def dial(door: Door, path: str, token: str, pins: Sequence[bytes]) -> Asyn
         async with asyncio.timeout(CONNECT_S):
             await socket.open(token)
         yield socket
-        with suppress(OSError):
-            await socket.hang_up()
+        with suppress(OSError):  # a TimeoutError is one
+            async with asyncio.timeout(GOODBYE_S):
+                await socket.hang_up()
     finally:
         writer.close()
-        with suppress(OSError, ssl.SSLError):
-            await writer.wait_closed()
+        try:
+            with suppress(OSError, ssl.SSLError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await writer.wait_closed()
+        finally:
+            writer.transport.abort()
 
 
 async def _connected(

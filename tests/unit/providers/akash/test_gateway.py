@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
+from websockets.utils import accept_key
 
 from gp4u.errors import Denied, InstanceAbsent, Malformed, ProviderError, Refused, Unavailable
 from gp4u.providers.akash import gateway
@@ -381,3 +382,47 @@ async def test_a_host_that_speaks_no_http_is_unavailable() -> None:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(Unavailable):
             await call(f"http://127.0.0.1:{port}")
+
+
+@asynccontextmanager
+async def deaf_host() -> AsyncIterator[str]:
+    """Serve a gateway that shakes hands, and then reads nothing more; yield its address."""
+    gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        (key,) = [line[19:] for line in head.split("\r\n") if "Sec-WebSocket-Key:" in line]
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept_key(key).encode() + b"\r\n\r\n"
+        )
+        await gone.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            gone.set()
+
+
+async def test_a_host_that_reads_nothing_holds_nobody_beyond_the_time_there_is() -> None:
+    """What was not sent is of no use to a command that is given up."""
+    async with deaf_host() as uri, asyncio.timeout(5):
+        with pytest.raises(Unavailable, match="no result within"):
+            await Gateway(dial, allow_loopback=True).exec(
+                uri, LEASE, "t", service="app", command=["cat"], stdin=bytes(1 << 25), timeout_s=0.5
+            )
+
+
+async def test_a_session_is_left_though_its_host_reads_nothing() -> None:
+    """Somebody pasted much into a command that does not read, and hung up."""
+    async with deaf_host() as uri, asyncio.timeout(5):
+        session = await Gateway(dial, allow_loopback=True).session(
+            uri, LEASE, "t", service="app", command=["sleep"], tty=True
+        )
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await session.send(bytes(1 << 25))
+        await session.aclose()
