@@ -11,6 +11,7 @@ must not have to hand it to whoever opens an app: docs/adr/0016-one-registry-per
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -49,6 +50,8 @@ BUILT_IN: Final = (VASTAI, IONET, AKASH, RENDER)
 SPECS: Final[Mapping[str, ProviderSpec]] = {each.spec.slug: each.spec for each in BUILT_IN}
 """Slug to the facts of each built-in market."""
 
+_log = logging.getLogger(__name__)
+
 
 class OpenProviders(Struct, frozen=True):
     """The markets that are open, their guards, and why the others are not."""
@@ -66,8 +69,11 @@ class OpenProviders(Struct, frozen=True):
 
     async def aclose(self) -> None:
         """Close every connection."""
-        for provider in self.providers.values():
-            await provider.aclose()
+        for slug, provider in self.providers.items():
+            try:
+                await provider.aclose()
+            except Exception as error:  # noqa: BLE001 - a rim: a plug-in must not hold up the end
+                _log.warning("%s: cannot be closed: %s", slug, _said(error))
         if self.shared is not None:
             await self.shared.aclose()
 

@@ -312,6 +312,26 @@ def test_a_plug_in_may_have_variables_that_we_do_not_know(tmp_path: Path) -> Non
     assert warning.startswith("OTHER_TIMEOUTS (environment)")
 
 
+async def test_a_plug_in_that_cannot_be_closed_keeps_nobody_from_leaving(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a program did by then is done; others' connections are given up all the same."""
+
+    class Stuck(Shop):
+        """A market that fails at its end."""
+
+        async def aclose(self) -> None:
+            raise RuntimeError("its own\x1b[2J pool is gone")
+
+    registry, other = Registry(NONE), Shop("other")
+    registry.register(Stuck)
+    registry.register(other)
+    async with opened(registry, tmp_path) as app:
+        assert list(app.providers) == ["shop", "other"]
+    assert not other.is_open
+    assert caplog.messages == ["shop: cannot be closed: RuntimeError: its own [2J pool is gone"]
+
+
 async def test_settings_that_were_read_without_a_market_leave_it_at_its_defaults(
     tmp_path: Path,
 ) -> None:
