@@ -97,6 +97,23 @@ def test_offers_come_without_what_only_makes_them_better(endpoint: str) -> None:
     run_virtual(scene)
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_containers_are_offered_to_an_account_without_machines(status: int) -> None:
+    """The flavour says that it need not have them; its key is as good as any."""
+
+    async def scene() -> None:
+        async with market(flavor="caas") as m:
+            m.faults.add(
+                Rule(kind="status", status=status, body='{"detail":"Forbidden"}', endpoint="shapes")
+            )
+            offer = await m.offer()
+            assert (offer.disk_gib, offer.estimated) == (None, False)
+            assert isinstance(m.provider, IoNet)
+            assert not m.provider._http._guard.health().denied
+
+    run_virtual(scene)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

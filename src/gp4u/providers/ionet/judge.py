@@ -111,7 +111,8 @@ def _judge_no(operation: str, no: _No, who: tuple[str, str, str]) -> ProviderErr
     if _lacks_credit(operation, no):
         return Refused(*who, code="insufficient_credit")
     if no.status in (401, 403) or no.other_project or _BAD_KEY.search(no.words):
-        return Denied(*who)
+        # Machines are a product that an account need not have: no word on its key.
+        return Refused(*who, code=str(no.status)) if operation == "shapes" else Denied(*who)
     if operation in ("price", "rent") and _TAKEN.search(no.words):
         return OfferGone(*who)
     if operation in _ABOUT_ONE and (no.status in (404, 410) or "not found" in no.words):
