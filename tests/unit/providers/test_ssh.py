@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+import httpx2
 import pytest
 
 from gp4u.errors import BadInput, Malformed, Refused, Unavailable
@@ -18,6 +19,7 @@ from gp4u.providers import ssh
 from gp4u.providers.pins import FilePins
 from gp4u.providers.session import Stream
 from gp4u.providers.ssh import Address, Ssh
+from tests.unit.providers.scripted import Script, market
 
 KEY, OTHER = RentalKey("gp4u-1-abc"), RentalKey("gp4u-1-def")
 
@@ -259,3 +261,25 @@ async def test_a_connection_whose_trust_cannot_be_kept_is_given_up() -> None:
         assert machine.logins == 1
         async with asyncio.timeout(5):
             await machine.inside[0].wait_closed()
+
+
+async def test_a_key_that_could_not_be_attached_is_attached_by_the_next_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A refusal may mean that the market has it already, or that the machine is not there yet."""
+    monkeypatch.setattr(ssh, "RETRY_S", 0.01)
+    monkeypatch.setattr(ssh, "PATIENCE_S", 0.05)
+    machine = Machine()
+    async with machine.up() as address:
+        row = {"id": 7, "image_runtype": "ssh_proxy", "ssh_host": address.host}
+        listed = {"instances": [row | {"ssh_port": address.port}]}
+        no = httpx2.Response(400, json={"success": False, "error": "bad", "msg": "not yet"})
+        script = Script(listed, no, listed, {"success": True})
+        vast = market(script)
+        with pytest.raises(Refused, match="does not know our key"):
+            await vast.open_exec("7", KEY, ["hello"], tty=False)
+        machine.keys.add(public(way()))
+        session = await vast.open_exec("7", KEY, ["hello"], tty=False)
+        await session.aclose()
+        assert script.left == 0
+        await vast.aclose()

@@ -299,7 +299,7 @@ class VastAI(Provider):
             )
             with suppress(Refused):  # attached in an earlier life: whether it is, the machine tells
                 await self._http.send("attach", call, safe=True)
-            self._attached.add(instance_id)
+                self._attached.add(instance_id)
         return way.addresses
 
     async def _way(self, operation: str, instance_id: str) -> Way:
