@@ -13,13 +13,15 @@ import asyncssh
 import httpx2
 import pytest
 
-from gp4u.errors import BadInput, Malformed, Refused, Unavailable
+from gp4u.errors import BadInput, InstanceAbsent, Malformed, Refused, Unavailable
 from gp4u.model import RentalKey
 from gp4u.providers import ssh
 from gp4u.providers.pins import FilePins
 from gp4u.providers.session import Stream
 from gp4u.providers.ssh import Address, Ssh
-from tests.unit.providers.scripted import Script, market
+from gp4u.providers.vastai.adapter import VastAI
+from tests.unit.providers.scripted import BASE_URL, Script, http_over, market
+from tests.virtual_loop import VirtualClock
 
 KEY, OTHER = RentalKey("gp4u-1-abc"), RentalKey("gp4u-1-def")
 
@@ -283,3 +285,13 @@ async def test_a_key_that_could_not_be_attached_is_attached_by_the_next_try(
         await session.aclose()
         assert script.left == 0
         await vast.aclose()
+
+
+async def test_one_list_without_a_machine_does_not_unmake_the_trust_in_it() -> None:
+    """A list that lags or is empty proves nothing; whoever answers next would be believed."""
+    pins = {"7": "ssh-ed25519 AAAA"}
+    http = http_over(Script({"instances": []}))
+    vast = VastAI(http, base_url=BASE_URL, clock=VirtualClock(), ssh=way(pins))
+    with pytest.raises(InstanceAbsent):
+        await vast.open_exec("7", KEY, ["hello"], tty=False)
+    assert pins == {"7": "ssh-ed25519 AAAA"}

@@ -314,7 +314,6 @@ class VastAI(Provider):
         for row in decode(SLUG, "instances", body, ListReply).instances:
             if isinstance(row, Mapping) and id_text(row.get("id")) == instance_id:
                 return way_in(row)
-        self._ssh.forget(instance_id)
         raise InstanceAbsent(SLUG, operation, f"no instance {instance_id}")
 
     async def _get(
