@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from typing import Final
 
 _STEERS_A_TERMINAL: Final = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
+"""What a line of an event begins with; `:` alone is a comment."""
 
 
 def log_text(streams: Iterable[bytes], tail: int) -> str:
@@ -27,6 +29,7 @@ def log_text(streams: Iterable[bytes], tail: int) -> str:
 
 def _lines(stream: bytes) -> list[str]:
     lines = stream.decode("utf-8", errors="replace").replace("\r\n", "\n").split("\n")
-    if any(line.startswith("data:") for line in lines):
+    first = next((line for line in lines if line), "")
+    if first.startswith(_FIELDS) and any(line.startswith("data:") for line in lines):
         return [line[5:].removeprefix(" ") for line in lines if line.startswith("data:")]
     return lines[:-1] if lines[-1] == "" else lines

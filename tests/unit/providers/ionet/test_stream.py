@@ -150,3 +150,11 @@ def test_what_was_cut_off_does_not_run_into_the_next_stream() -> None:
     assert log_text([b"data: a\n\ndata: ha", b"data: error\n\n"], 10) == "a\nha\nerror\n"
     assert log_text([b"data: a\n\n", b"raw\n"], 10) == "a\nraw\n"
     assert log_text([b"data: a\n\ndata: b\n\n", b"data: c\n\n"], 2) == "b\nc\n"
+
+
+def test_a_line_of_plain_text_that_looks_like_an_event_hides_no_other() -> None:
+    """A program may print `data:` as well; what makes a stream one of events is its beginning."""
+    plain = b"loading\ndata: 5 GB\nready\n"
+    assert log_text([plain], 10) == plain.decode()
+    assert log_text([b": hello\n\nevent: log\ndata: a\n\nid: 1\ndata: b\n\n"], 10) == "a\nb\n"
+    assert log_text([b"\n\ndata: a\n\n"], 10) == "a\n"
