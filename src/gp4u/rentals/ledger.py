@@ -346,6 +346,7 @@ class Ledger:
         Raises:
             BadInput: the key came with another request before.
         """
+        is_ours = key in self._requests
 
         async def write() -> Begun:
             async with self.database.writing() as db:
@@ -356,13 +357,18 @@ class Ledger:
                     owner=owner,
                     at=at,
                     runner=self._runner,
-                    is_ours=key in self._requests,
+                    is_ours=is_ours,
                     alone=self._holding,
                 )
 
-        begun = await _again_if_lost(write)
-        if begun.state == "new":
-            self._requests.add(key)
+        self._requests.add(key)  # at once: others see the row before it is on disk
+        is_new = False
+        try:
+            begun = await _again_if_lost(write)
+            is_new = begun.state == "new"
+        finally:
+            if not (is_new or is_ours):
+                self._requests.discard(key)
         return begun
 
     async def finish_request(self, key: str, *, status: int, body: bytes, at: datetime) -> None:
@@ -372,14 +378,18 @@ class Ledger:
             async with self.database.writing() as db:
                 await requests.finish(db, key, status=status, body=body, at=at)
 
-        self._requests.discard(key)  # whatever comes: nobody is at work on it any more
-        await _again_if_lost(write)
+        try:
+            await _again_if_lost(write)
+        finally:
+            self._requests.discard(key)  # whatever came: nobody is at work on it any more
 
     async def abandon_request(self, key: str) -> None:
         """Forget a request that came to nothing and left nothing, so that it can be asked again."""
-        self._requests.discard(key)
-        async with self.database.writing() as db:
-            await requests.abandon(db, key, runner=self._runner)
+        try:
+            async with self.database.writing() as db:
+                await requests.abandon(db, key, runner=self._runner)
+        finally:
+            self._requests.discard(key)
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -41,6 +42,28 @@ async def test_a_request_that_is_under_way_is_not_begun_twice(ledger: Ledger) ->
     for seconds in (0, 60, 3600):
         begun = await ledger.begin_request("k", fingerprint=b"f", at=after(seconds))
         assert begun == Begun("running")
+
+
+async def test_of_many_who_begin_one_request_at_once_one_does_it(ledger: Ledger) -> None:
+    """A client that sends anew at once meets the first try while that still waits for the disk."""
+    async with asyncio.TaskGroup() as group:
+        tries = [
+            group.create_task(ledger.begin_request("k", fingerprint=b"f", at=AT)) for _ in range(5)
+        ]
+
+    assert sorted(each.result().state for each in tries) == ["new", *["running"] * 4]
+
+
+async def test_a_reply_on_its_way_to_disk_is_not_worked_out_again(ledger: Ledger) -> None:
+    """Between the end of a request and its reply on disk it is still the first one's."""
+    await ledger.begin_request("k", fingerprint=b"f", at=AT)
+    async with asyncio.TaskGroup() as group:
+        tries = [
+            group.create_task(ledger.begin_request("k", fingerprint=b"f", at=AT)) for _ in range(5)
+        ]
+        group.create_task(ledger.finish_request("k", status=201, body=b"x", at=AT))
+
+    assert {each.result().state for each in tries} <= {"running", "done"}
 
 
 async def test_a_key_with_another_request_is_refused(ledger: Ledger) -> None:
