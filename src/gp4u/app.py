@@ -99,6 +99,7 @@ class App:
             pause_s = QUIET_TICK_S
             try:
                 tick = await self.reconciler.tick(slug)
+                busy = await self._is_busy(slug, tick)
             except ProviderError as error:
                 if not trouble:
                     log.warning("listing_failed", error=str(error))
@@ -118,7 +119,7 @@ class App:
                     log.warning("action_failed", error=problem)
                 told = set(tick.problems)
                 self._count(slug, tick)
-                if await self._is_busy(slug, tick):
+                if busy:
                     pause_s = BUSY_TICK_S
             await asyncio.sleep(pause_s)
 
