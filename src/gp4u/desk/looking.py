@@ -16,6 +16,7 @@ from gp4u.desk.shapes import UnexplainedShape, unexplained_shape
 from gp4u.errors import (
     CircuitBreakerOpen,
     Denied,
+    LedgerUnusable,
     ProviderError,
     RateLimitExceeded,
     Throttled,
@@ -51,18 +52,27 @@ class Looks:
         self._going: dict[str, asyncio.Future[Tick]] = {}
 
     async def at(self, slugs: Sequence[str]) -> Seen:
-        """Reconcile these markets once, side by side; trouble is told, and stops none of them."""
+        """Reconcile these markets once, side by side; trouble is told, and stops none of them.
+
+        Raises:
+            LedgerUnusable: the ledger is in trouble, not a market.
+        """
         outcomes: dict[str, Tick | ProviderError] = {}
+        ours: list[LedgerUnusable] = []
 
         async def look(slug: str) -> None:
             try:
                 outcomes[slug] = await self._shared(slug)
             except ProviderError as error:
                 outcomes[slug] = error
+            except LedgerUnusable as error:
+                ours.append(error)  # raised below: here it would come out wrapped in a group
 
         async with asyncio.TaskGroup() as group:
             for slug in slugs:
                 group.create_task(look(slug))
+        if ours:
+            raise ours[0]
         return _seen([(slug, outcomes[slug]) for slug in slugs])
 
     async def _shared(self, slug: str) -> Tick:

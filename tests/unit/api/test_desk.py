@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from gp4u.api.problems import problem_of
 from gp4u.app import App
@@ -24,6 +25,7 @@ from gp4u.errors import (
     BadInput,
     CircuitBreakerOpen,
     Denied,
+    LedgerUnusable,
     Malformed,
     MarketClosed,
     NoSuch,
@@ -38,7 +40,7 @@ from gp4u.providers.contract import Call
 from gp4u.rentals.history import PriceRow
 from gp4u.selection.decide import decide
 from gp4u.sim.faults import Rule
-from tests.simulated import DEMAND, WORKLOAD, Market, client
+from tests.simulated import DEMAND, WORKLOAD, Market, client, engine_of
 from tests.unit.api.office import office
 from tests.virtual_loop import EPOCH, run_virtual
 
@@ -372,5 +374,25 @@ def test_a_long_answer_leaves_turns_for_others() -> None:
         whole = decision_shape(decision, top=None, rejections=True)
         assert told == whole
         assert len(told.ranked) == told.candidates == 3000
+
+    run_virtual(life)
+
+
+def test_a_look_that_the_ledger_fails_is_told_as_the_ledgers_trouble(tmp_path: Path) -> None:
+    """Not as a bug: the database is in trouble, and whoever asked may ask again."""
+
+    async def life() -> None:
+        market = Market()
+        async with _desk(market, tmp_path) as (desk, app):
+
+            @sa.event.listens_for(engine_of(app), "before_cursor_execute")
+            def trouble(*_: object) -> None:
+                raise sa.exc.OperationalError("", None, Exception("disk I/O error"))
+
+            with pytest.raises(LedgerUnusable, match="disk I/O error"):
+                await desk.look(everything=False, ask=True)
+            with pytest.raises(LedgerUnusable, match="disk I/O error"):
+                await desk.orphans()
+        await market.world.aclose()
 
     run_virtual(life)
