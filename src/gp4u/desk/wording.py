@@ -60,13 +60,28 @@ def harmless(line: str) -> str:
 def new_lines(shown: Sequence[str], lines: Sequence[str]) -> Sequence[str]:
     """Return what follows the lines that were shown already; a log is a sliding window.
 
-    The last line shown may have been half of one: then the whole of it is new.
+    The last line shown may have been half of one: then the whole of it is new. It takes as long as
+    both are, however little they have in common: a log that prints fast must hold nobody up.
     """
-    for start in range(len(shown)):
-        rest = shown[start:]
-        if lines[: len(rest)] == rest:
-            return lines[len(rest) :]
-        half = len(rest) - 1
-        if lines[:half] == rest[:half] and "".join(lines[half : half + 1]).startswith(rest[half]):
-            return lines[half:]
-    return lines
+    if not shown:
+        return lines
+    # Knuth, Morris and Pratt: how many of `lines` all that was shown, but its last line, ends with.
+    shorter = [0] * (len(lines) + 1)
+
+    def longer(held: int, line: str) -> int:
+        while held and (held == len(lines) or lines[held] != line):
+            held = shorter[held]
+        return held + (held < len(lines) and lines[held] == line)
+
+    for place in range(1, len(lines)):
+        shorter[place + 1] = longer(shorter[place], lines[place])
+    held = 0
+    for line in shown[:-1]:
+        held = longer(held, line)
+    while True:
+        following = "".join(lines[held : held + 1])
+        if following.startswith(shown[-1]):
+            return lines[held + 1 :] if following == shown[-1] else lines[held:]
+        if not held:
+            return lines
+        held = shorter[held]

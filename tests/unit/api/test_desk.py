@@ -331,6 +331,37 @@ def test_a_followed_log_neither_repeats_nor_drops_a_line() -> None:
     assert new_lines(["a", "b"], ["x", "y"]) == ["x", "y"]
 
 
+class Line(str):
+    """A line that counts how often lines are compared."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Line.compared += 1
+        return str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+@pytest.mark.parametrize(
+    ("shown", "lines"),
+    [
+        ([f"a{n}" for n in range(2000)], [f"b{n}" for n in range(2000)]),
+        (["x"] * 2000 + ["y"], ["x"] * 2000 + ["z"]),
+        (["x"] * 2000, ["x"] * 1999 + ["y"]),
+    ],
+)
+def test_a_followed_log_that_runs_away_holds_nobody_up(shown: list[str], lines: list[str]) -> None:
+    """Between two looks a workload may print more than the whole window; the server's loop must
+    not stand still for minutes to find that little or nothing is left of it."""
+    Line.compared = 0
+    new_lines([Line(each) for each in shown], [Line(each) for each in lines])
+    assert Line.compared <= 3 * (len(shown) + len(lines))
+
+
 def test_a_line_of_a_log_keeps_its_indent_and_loses_its_colours() -> None:
     """Indents carry meaning; escapes carry a stranger's orders to a terminal."""
     assert harmless("    \x1b[31mred\x1b[0m\x1b]0;title\x07 text") == "    red text"
