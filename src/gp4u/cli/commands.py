@@ -39,6 +39,7 @@ from gp4u.cli.run import (
     run,
     run_with_desk,
     run_with_ledger,
+    signals_heard,
 )
 from gp4u.cli.scenes import render
 from gp4u.cli.screen import Form, Screen
@@ -385,7 +386,8 @@ def execute(
     async def work(at: Counter) -> None:
         from gp4u.cli import inside  # with the desk, which is open by now
 
-        given = sys.stdin.buffer.read(inside.MAX_STDIN + 1) if stdin else b""
+        with signals_heard():
+            given = sys.stdin.buffer.read(inside.MAX_STDIN + 1) if stdin else b""
         await inside.execute(
             at, screen, word, command, stdin=given, timeout_s=timeout, container=container
         )

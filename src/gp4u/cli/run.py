@@ -12,8 +12,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -235,5 +235,28 @@ def confirmed(screen: Screen, question: str, yes: bool) -> None:
     if not sys.stdin.isatty():
         screen.fail(f"{question} Nobody is at the terminal to say so: add --yes")
         raise Leave(Code.USAGE)
-    if not typer.confirm(question, err=True):
+    with signals_heard():
+        agreed = typer.confirm(question, err=True)
+    if not agreed:
         raise Leave(Code.FAILED)
+
+
+@contextmanager
+def signals_heard() -> Iterator[None]:
+    """Leave at once on Ctrl-C and SIGTERM while the loop waits for somebody who types.
+
+    Both are told to the loop, which hears nothing before the wait is over.
+
+    Raises:
+        Leave: one of them came.
+    """
+
+    def stop(number: int, _frame: object) -> None:
+        raise Leave(Code.TERMINATED if number == signal.SIGTERM else Code.INTERRUPTED)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
