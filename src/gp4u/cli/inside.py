@@ -18,6 +18,7 @@ from gp4u.cli.screen import Screen
 from gp4u.desk.wording import harmless, new_lines
 from gp4u.errors import (
     BadInput,
+    CircuitBreakerOpen,
     InstanceAbsent,
     MarketClosed,
     RateLimitExceeded,
@@ -48,25 +49,31 @@ async def logs(
     # Followed by its key: a name may mean another rental once this one is gone.
     key = (await at.desk.find(word)).key
     shown: list[str] = []
-    trouble = ""
+    heard, trouble = False, ""
     while True:
         try:
-            text = await at.desk.logs(key if shown else word, tail=tail, container=container)
+            text = await at.desk.logs(key if heard else word, tail=tail, container=container)
         except InstanceAbsent:
-            if shown:
+            if heard:
                 screen.note(f"{key} is gone", "dim")
                 return
             raise
         except MarketClosed as error:
             raise say_closed(screen, key, error.provider, error.why) from error
-        except (Unavailable, Throttled, RateLimitExceeded, ServerUnavailable) as error:
-            if not (follow and shown):
+        except (
+            Unavailable,
+            Throttled,
+            RateLimitExceeded,
+            CircuitBreakerOpen,
+            ServerUnavailable,
+        ) as error:
+            if not (follow and heard):
                 raise
             if not trouble:
                 explain(screen, error, at.secrets)
             trouble = str(error)
         else:
-            trouble = ""
+            heard, trouble = True, ""
             lines = text.splitlines()
             fresh = new_lines(shown, lines)
             if fresh:

@@ -222,6 +222,28 @@ def test_following_a_log_ends_with_its_instance(tmp_path: Path) -> None:
     run_virtual(life)
 
 
+def test_a_log_that_is_followed_by_name_stays_with_its_machine(tmp_path: Path) -> None:
+    """The name may mean another rental by the time somebody reads on: its log is another one."""
+
+    async def life() -> None:
+        async with office(Market(), tmp_path) as here:
+            await here.rent(name="june")
+            call = here.exchange("GET", "/api/v1/rentals/june/logs?follow=true")
+            call.stop_reading()
+            async with asyncio.TaskGroup() as group:
+                following = group.create_task(call.run())
+                await here.ask("DELETE", "/api/v1/rentals/june?wait=true")
+                await here.rent(name="june")
+                call.read_on()
+                await asyncio.sleep(60)
+                ended = call.complete
+                call.hang_up()
+                await following
+            assert ended
+
+    run_virtual(life)
+
+
 def test_a_follower_that_goes_away_stops_asking_the_market(tmp_path: Path) -> None:
     """Each follower costs a call every two seconds, for ever if nobody notices that it left."""
 

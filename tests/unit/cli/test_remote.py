@@ -18,8 +18,11 @@ import pytest
 
 from gp4u.api.problems import problem_of
 from gp4u.api.rentals.bodies import DecisionBody, RentBody
+from gp4u.cli import inside
 from gp4u.cli.failures import Code, code_of, hints_of
 from gp4u.cli.remote import RemoteDesk, demand_body, open_remote_desk, workload_body
+from gp4u.cli.run import Counter
+from gp4u.cli.screen import Screen
 from gp4u.cli.server import PATIENT_S, QUICK_S
 from gp4u.desk.desk import NoOfferFits
 from gp4u.desk.shapes import (
@@ -35,6 +38,7 @@ from gp4u.desk.telling import decision_shape
 from gp4u.errors import (
     BadInput,
     BudgetRefused,
+    CircuitBreakerOpen,
     Denied,
     Gp4uError,
     InstanceAbsent,
@@ -46,6 +50,7 @@ from gp4u.errors import (
     ServerDenied,
     ServerUnavailable,
     Throttled,
+    Unavailable,
 )
 from gp4u.model import (
     DEFAULT_WEIGHTS,
@@ -62,6 +67,7 @@ from gp4u.model import (
 from gp4u.rentals.rental import close
 from gp4u.selection.decide import decide
 from gp4u.settings import load_settings
+from tests.unit.cli.paper import Paper
 from tests.unit.rentals.builders import AT, intended, releasing, running
 from tests.virtual_loop import run_virtual
 
@@ -488,3 +494,30 @@ def test_a_token_that_will_not_do_is_no_market_that_denies() -> None:
     """The next step is another one: the server's token, and no market's key."""
     error = refusal(Wire(lambda _: httpx2.Response(403, text="no")), markets)
     assert isinstance(error, ServerDenied)
+
+
+@pytest.mark.parametrize("first", ["", "made it\n"])
+def test_a_log_is_followed_through_trouble_until_its_instance_is_gone(first: str) -> None:
+    """A market that fails often enough opens its breaker, which is no other trouble than what led
+    to it; and a workload that has printed nothing yet is followed like any other."""
+    text = httpx2.Response(200, text=first)
+    wire = Wire(
+        json_reply(RUNNING),
+        lambda _: text,
+        problem(problem_of(Unavailable("vastai", "logs", "HTTP 500"))),
+        problem(problem_of(CircuitBreakerOpen("vastai", "logs", retry_in_s=60.0))),
+        lambda _: httpx2.Response(200, text=f"{first}more\n"),
+        problem(problem_of(InstanceAbsent("vastai", "logs", "no such instance"))),
+    )
+    out, err = Paper(tty=False), Paper(tty=False)
+
+    async def follow(desk: RemoteDesk) -> None:
+        at = Counter(desk=desk, now=lambda: AT, secrets=())
+        shown = Screen(out=out, err=err)
+        await inside.logs(at, shown, "june", follow=True, tail=10, container=None)
+
+    ask(wire, follow)
+
+    assert out.plain == f"{first}more\n"
+    assert "is gone" in err.plain
+    assert {request.url.path.split("/")[4] for request in wire.sent[2:]} == {str(RUNNING.key)}

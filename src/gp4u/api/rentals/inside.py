@@ -61,10 +61,12 @@ def add_inside(router: APIRouter, *, desk: Desk) -> None:
 
         With `follow` new ones come until the instance is gone, the server stops, or you hang up.
         """
+        # Followed by its key: a name may mean another rental once this one is gone.
+        key = (await desk.find(word)).key if follow else word
         first = await desk.logs(word, tail=tail, container=container)
         if not follow:
             return Response(shown_log(first, raw=raw), media_type=TEXT)
-        lines = followed_log(desk, word, first, tail=tail, raw=raw, container=container)
+        lines = followed_log(desk, key, first, tail=tail, raw=raw, container=container)
         return OpenEnded(lines, TEXT)
 
     @router.post(
