@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
@@ -59,7 +59,7 @@ def service(*schemes: str) -> Callable[[str | None], str | None]:
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in schemes or not parts.hostname:
+        if parts.scheme not in schemes or not parts.hostname or not _has_good_port(parts):
             raise ValueError(f"{' or '.join(f'{scheme}://' for scheme in schemes)} and a host")
         return value
 
@@ -73,9 +73,19 @@ def _server(value: str | None) -> str | None:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("http(s)://HOST[:PORT]")
+    if not _has_good_port(parts):
+        raise ValueError("http(s)://HOST[:PORT], the port from 1 to 65535")
     if parts.username or parts.password:
         raise ValueError("http(s)://HOST[:PORT]; the token goes into GP4U_API_TOKEN")
     return value.rstrip("/")
+
+
+def _has_good_port(parts: SplitResult) -> bool:
+    """Whether the port of an address, if it names one, is one that can be called."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 class ApiGroup(Group):
