@@ -242,7 +242,7 @@ class Reader:
                 continue
             if name not in (entry.variable, *entry.aliases):
                 path = self._cwd / str(value)
-                value, source = self._text(path, name).strip(), str(path)
+                value, source = self._secret(path, name), str(path)
             self.raw[entry.variable] = value
             self.origins[entry.variable] = source
             for steps in entry.paths:
@@ -309,6 +309,14 @@ class Reader:
             hint = f"; did you mean {near[0]}?" if near else ""
             yield f"{name} ({origin}) is not a variable of GP4U{hint}"
         yield from self.strangers
+
+    def _secret(self, path: Path, name: str) -> str:
+        """Return what a file of one secret holds; one without any is a problem of `name`."""
+        before = len(self.problems)
+        text = self._text(path, name).strip()
+        if not text and len(self.problems) == before:
+            self.problems.append(BadInput(name, str(path), "a file that is not empty"))
+        return text
 
     def _text(self, path: Path, name: str) -> str:
         """Return a file's text; where it cannot be read, note it as a problem of `name`."""

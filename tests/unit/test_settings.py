@@ -131,6 +131,12 @@ def test_a_secret_may_lie_in_a_file_of_its_own(cwd: Path) -> None:
     assert "VASTAI_API_KEY_FILE" in complaints({"VASTAI_API_KEY_FILE": "missing"}, cwd)
 
 
+def test_a_file_without_its_secret_stops_the_start(cwd: Path) -> None:
+    """One that is not filled yet must not open a market with no key at all."""
+    (cwd / "key").write_text("\n")
+    assert "VASTAI_API_KEY_FILE" in complaints({"VASTAI_API_KEY_FILE": "key"}, cwd)
+
+
 BAD_VALUES = [
     ("VASTAI_RATE_LIMIT", "0", "from 1 to 100000"),
     ("IONET_RATE_LIMIT", "1.5", "whole number"),
