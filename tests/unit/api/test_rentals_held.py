@@ -8,7 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from pydantic import ValidationError
 
+from gp4u.api.rentals.bodies import ExecBody
 from gp4u.desk.shapes import DoneStep, RentalShape, StreamedStep
 from gp4u.sim.faults import Rule
 from tests.simulated import Market
@@ -204,6 +206,22 @@ def test_a_log_is_told_without_what_a_terminal_obeys(tmp_path: Path) -> None:
             assert "\x1b" not in clean.text
 
     run_virtual(life)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [("aGk=", b"hi"), ("aGVsbG8g\nd29ybGQ=\n", b"hello world"), ("", b"")],
+)
+def test_input_of_a_command_is_base64(given: str, sent: bytes) -> None:
+    """Programs that write it often break its lines."""
+    assert ExecBody.model_validate({"command": ["sh"], "stdin": given}).stdin == sent
+
+
+@pytest.mark.parametrize("given", ["!!", "hello world!", "_-8=", "aGk", "é"])
+def test_input_that_is_no_base64_is_refused(given: str) -> None:
+    """What is left of it after every strange character is not what somebody wanted to be run."""
+    with pytest.raises(ValidationError, match="stdin"):
+        ExecBody.model_validate({"command": ["sh"], "stdin": given})
 
 
 def test_following_a_log_ends_with_its_instance(tmp_path: Path) -> None:

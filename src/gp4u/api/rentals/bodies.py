@@ -7,11 +7,12 @@ setting, an explicit null is no bound.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field
 
 from gp4u.desk import asking
 from gp4u.desk.asking import MAX_AMOUNT, MAX_DISK_GIB, MAX_GPUS, MAX_PORT, MAX_PRICE, Asked
@@ -213,6 +214,13 @@ class RentBody(BaseModel):
         return asking.demand(self.demand.asked(**needs), settings, _DEMAND_NAMES)
 
 
+def _whole_base64(given: object) -> object:
+    """Refuse what is no base64, but for line breaks: the decoder leaves it out and reads on."""
+    if isinstance(given, str):
+        b64decode("".join(given.split()), validate=True)
+    return given
+
+
 class ExecBody(BaseModel):
     """A command to run inside an instance."""
 
@@ -221,7 +229,7 @@ class ExecBody(BaseModel):
     )
 
     command: list[Text] = Field(min_length=1, max_length=1000)
-    stdin: Annotated[Base64Bytes, Field(strict=False)] = b""
+    stdin: Annotated[Base64Bytes, BeforeValidator(_whole_base64), Field(strict=False)] = b""
     """What it reads, in base64; at most 1 MiB."""
     timeout_s: float = Field(default=60.0, gt=0, le=MAX_EXEC_S)
     container: str | None = Field(default=None, max_length=63)
