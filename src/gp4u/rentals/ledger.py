@@ -304,7 +304,8 @@ class Ledger:
 
     async def events_after(self, event_id: int, limit: int) -> list[LedgerMove]:
         """Return at most `limit` events of all rentals that came after one, oldest first."""
-        query = sa.select(*_EVENT).where(events.c.id > event_id).order_by(events.c.id).limit(limit)
+        after = min(event_id, _LAST_EVENT)
+        query = sa.select(*_EVENT).where(events.c.id > after).order_by(events.c.id).limit(limit)
         async with self.database.reading() as db:
             found = await db.execute(query)
         return [_move(row) for row in found.rows]
@@ -508,6 +509,8 @@ _MOVE: Final = sa.update(rentals).where(
 _INTEND: Final = sa.insert(rentals)
 _DECIDE: Final = sa.insert(decisions)
 _NOTE: Final = sa.insert(events).returning(events.c.id)
+_LAST_EVENT: Final = 2**31 - 1
+"""No id is above it; PostgreSQL takes no larger number for one."""
 _EVENT = (events.c.id, events.c.key, events.c.at, events.c.kind, events.c.text)
 
 

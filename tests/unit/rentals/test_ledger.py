@@ -327,3 +327,9 @@ async def test_what_ended_lately_is_found_with_what_was_noted_of_it(ledger: Ledg
         going.key: "for cli:b",
         gone.key: "adopted",
     }
+
+
+async def test_nothing_came_after_an_event_that_never_was(ledger: Ledger) -> None:
+    """Whoever follows the events may name any id: one of another ledger, or one made up."""
+    await ledger.intend(intended(), b"{}")
+    assert await ledger.events_after(10**15 - 1, 10) == []
