@@ -56,6 +56,19 @@ def test_serve_answers_and_a_second_one_finds_the_ledger_held(vast: Market, tmp_
     assert (done.code, "Traceback" in done.err) == (143, False)
 
 
+def test_simulated_markets_whose_reader_has_gone_say_so_by_their_code(tmp_path: Path) -> None:
+    """As in `gp4u sim serve | head -1`: that is no port that cannot be listened on."""
+    words = [GP4U, "sim", "serve", "--runtime", "pretend"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    ) as serving:
+        assert serving.stdout is not None
+        assert serving.stderr is not None
+        serving.stdout.close()
+        said = serving.stderr.read().decode()
+        assert (serving.wait(30), said) == (141, "")
+
+
 def test_sweep_releases_orphans_and_leaves_others_alone(vast: Market, tmp_path: Path) -> None:
     """A ledger that was lost must not mean machines that are paid for ever; but only our own."""
     ours = Desk(vast, tmp_path / "ours", GP4U_INSTALLATION_SECRET="correct-horse-battery")

@@ -79,6 +79,8 @@ async def run_simulator(
         raise BadInput("--public-ip", public_ip, str(error)) from error
     except NoEngineError as error:
         raise BadInput("--runtime", runtime, str(error)) from error
+    except BrokenPipeError:
+        raise  # whoever read the lines has gone; no port is to blame
     except OSError as error:
         raise BadInput("--port", port, f"cannot listen: {error.strerror or error}") from error
 
