@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import httpx2
 import pytest
@@ -14,6 +15,7 @@ from gp4u.cli.markets import show_greetings
 from gp4u.cli.screen import Screen
 from gp4u.cli.terminal import Colour
 from gp4u.errors import Malformed, ProviderError, Unavailable
+from gp4u.providers.contract import Provider
 from gp4u.providers.plugins import Plugins
 from gp4u.providers.registry import Registry
 from tests.unit.cli.paper import Paper
@@ -130,3 +132,19 @@ def test_a_closed_market_is_told_with_its_reason() -> None:
     """Else one would look for the fault in the ones that are open."""
     why = "no IONET_API_KEY; make a key at https://io.example/keys"
     assert said({}, {"ionet": why})[0] == f"Provider ionet disabled: {why}"
+
+
+class Buggy:
+    """A plug-in's market whose account cannot be read."""
+
+    async def ping(self) -> object:
+        """Fail as a program does that nobody tried."""
+        raise KeyError("credit")
+
+
+async def test_a_bug_in_one_market_is_told_and_ends_no_start() -> None:
+    """`gp4u serve` greets beside everything else it does: rentals at the others go on."""
+    outcomes = await greetings({"lab": cast("Provider", Buggy())})
+    lines = said(outcomes)
+    assert lines[0].startswith("Provider lab initialization failed: ")
+    assert lines[-1] == "Initialized 0 GPU providers"
