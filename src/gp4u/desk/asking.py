@@ -197,7 +197,7 @@ def positive(field: str, value: float | None) -> float | None:
         BadInput: it is not above 0, or beyond all machines.
     """
     if value is not None and not 0 < value < MAX_AMOUNT:
-        raise BadInput(field, value, "must be above 0")
+        raise BadInput(field, value, f"must be above 0 and below {MAX_AMOUNT:.0f}")
     return value
 
 

@@ -68,6 +68,14 @@ def test_a_price_that_is_none_is_refused(settings: Settings, price: str) -> None
         parse.demand(DemandFlags(max_price=price), settings)
 
 
+def test_an_amount_beyond_all_machines_is_told_the_bound_that_it_breaks(
+    settings: Settings,
+) -> None:
+    """That 10,000,000,000 must be above 0 helps nobody."""
+    with pytest.raises(BadInput, match=r"--min-vram: .* below 1000000000"):
+        parse.demand(DemandFlags(min_vram=1e10), settings)
+
+
 def test_weights_that_are_not_given_share_what_is_left(settings: Settings) -> None:
     """The sum stays one, and the rest keep their proportion."""
     weights = parse.demand(DemandFlags(weight=["price=0.65"]), settings).preferences.weights
