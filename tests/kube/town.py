@@ -28,10 +28,12 @@ from tests.e2e.processes import GP4U, Charged, Done, Sold, clean_environ
 from tests.kube.chart import NAMESPACE, account_of, rights
 from tests.kube.controlplane import ControlPlane
 from tests.kube.manifests import Manifest
-from tests.kube.programs import MARKET_ADDRESS, PATIENCE_S, WORKER, Process, run
+from tests.kube.programs import MARKET_ADDRESS, WORKER, Process, run
 
 KUBELET_PORT = 10250
 SERVING = "kubernetes.io/kubelet-serving"
+PATIENCE_S = 120.0
+"""Markets grant few calls: what happens on a machine of Akash shows after a minute at times."""
 T = TypeVar("T")
 _numbers = count()
 _addresses = count(46 + 20 * WORKER)
