@@ -399,8 +399,9 @@ def _settled(
             back = "terminated" not in entry["state"]
             if was in ENDED or (back and not _may_return(pod, container, ended["exitCode"])):
                 return dict(earlier)
-    running = entry["state"].get("running") or ((earlier or {}).get("state") or {}).get("running")
-    ran = running or entry["lastState"]
+    before = (earlier or {}).get("state") or {}
+    running = entry["state"].get("running", before.get("running"))
+    ran = running is not None or entry["lastState"]
     if over and (ran or stopped) and "terminated" not in entry["state"]:
         since = (running or {}).get("startedAt")
         text = "nobody saw how it ended" if ran else "the pod was deleted before it ran"

@@ -336,3 +336,11 @@ def test_a_long_message_is_cut_to_what_the_api_takes() -> None:
     dead = replace(ended(1), ended=end)
     status = status_of(pod(policy="Never"), state(dead), at=AT)
     assert len(status["containerStatuses"][0]["state"]["terminated"]["message"]) == 4096
+
+
+def test_what_runs_since_nobody_knows_when_ends_with_its_pod_as_well() -> None:
+    """Nothing of a pod that is over may count as running, seen to begin or not."""
+    unseen = ContainerState(name="app", image="app:1", run=Run.RUNNING)
+    status = status_of(pod(), state(unseen, phase="Failed"), at=AT)
+    (entry,) = status["containerStatuses"]
+    assert entry["state"]["terminated"]["exitCode"] == 137
