@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -100,21 +102,27 @@ def test_pods_leave_then_rentals_end_and_only_then_the_node_goes() -> None:
     run_virtual(life)
 
 
+@asynccontextmanager
+async def kept_by_a_budget(it: Scene, told: list[str]) -> AsyncIterator[str]:
+    """Decommission the node around a pod that may not be evicted before the block ends."""
+    path = pod(it.api, "a")
+    it.api.blocked.add(("default", "a"))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(leave(it, told, path))
+        yield path
+        it.api.blocked.clear()
+
+
 def test_a_disruption_budget_is_waited_for_and_named() -> None:
     """Evictions go by the API, so that PodDisruptionBudgets hold."""
 
     async def life() -> None:
         it, told = Scene(), list[str]()
         async with it.running():
-            path = pod(it.api, "a")
-            it.api.blocked.add(("default", "a"))
-            async with asyncio.TaskGroup() as group:
-                leaving = group.create_task(leave(it, told, path))
+            async with kept_by_a_budget(it, told) as path:
                 await asyncio.sleep(60)
                 assert it.api.find(path) is not None
                 assert "kept by a disruption budget, e.g. default/a" in told[-1]
-                it.api.blocked.clear()
-                await leaving
             assert it.api.find(NODE) is None
             assert not it.api.told("delete", "pods")
 
@@ -126,19 +134,14 @@ def test_the_node_beats_on_while_a_disruption_budget_keeps_a_pod() -> None:
     or not."""
 
     async def life() -> None:
-        it, told = Scene(), list[str]()
+        it = Scene()
         async with it.running():
-            path = pod(it.api, "a")
-            it.api.blocked.add(("default", "a"))
-            async with asyncio.TaskGroup() as group:
-                leaving = group.create_task(leave(it, told, path))
+            async with kept_by_a_budget(it, []):
                 await asyncio.sleep(600)
                 it.api.calls.clear()
                 await asyncio.sleep(300)
                 assert len(it.api.told("update", "leases")) == 30
                 assert it.api.told("patch", "nodes/vast-gpu-node-1/status")
-                it.api.blocked.clear()
-                await leaving
             it.api.calls.clear()
             await asyncio.sleep(60)
             assert it.api.find(NODE) is None
